@@ -1,0 +1,68 @@
+# Every target works on a fresh Debian machine as root with python3 >= 3.11, make and the package registries.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LAB_PACKAGES := busybox-static conntrack containerd gcc iproute2 iptables libc6-dev procps prometheus runc util-linux
+
+.PHONY: run demo test unit lint format proto docs bench setup lab-packages clean
+
+## run: look at this very machine once
+run: setup
+	@$(BIN)/nodediag check; code=$$?; \
+	case $$code in \
+		0) echo "exit 0: no condition is True";; \
+		1) echo "exit 1: some condition is True";; \
+		2) echo "exit 2: something could not be determined";; \
+		*) exit $$code;; \
+	esac
+
+## demo: the whole tour on real parts, under two minutes
+demo: setup lab-packages
+	@$(BIN)/python -m tests.demo
+
+## test: everything, on real parts
+test: setup-test lab-packages
+	$(BIN)/python -m pytest tests
+
+## unit: only what needs no container engine
+unit: setup-test
+	$(BIN)/python -m pytest tests/unit
+
+## lint: style, types, the import law, and whether generated files are what they are generated from
+lint: setup-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@tools/compare-generated $(BIN)
+
+format: setup-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## proto: generate agent/host/pb from proto/third_party
+proto: setup-lint
+	@tools/generate-proto $(BIN)/python agent/host/pb
+
+## docs: generate docs/conditions.md, docs/metrics.md and docs/settings.md from the code
+docs: setup
+	@$(BIN)/python -m tools.generate_docs docs
+
+## bench: the budgets, each against something run beside it
+bench: setup-test lab-packages
+	@$(BIN)/python -m tests.bench
+
+setup:
+	@tools/setup $(PYTHON) $(VENV)
+
+setup-test:
+	@tools/setup $(PYTHON) $(VENV) test
+
+setup-lint:
+	@tools/setup $(PYTHON) $(VENV) test,lint
+
+lab-packages:
+	@tools/debian-packages $(LAB_PACKAGES)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,146 @@
+"""The composition root: what is connected with what. Explicit constructor calls and nothing else."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from agent.clock import Clock
+from agent.detectors.conntrack_dns import ConntrackDnsDetector
+from agent.detectors.container_runtime import ContainerRuntimeDetector
+from agent.detectors.containerd_shim import ContainerdShimDetector
+from agent.detectors.defunct_processes import DefunctProcessesDetector
+from agent.detectors.kubelet_healthz import KubeletHealthzDetector
+from agent.host.bundles import Bundles
+from agent.host.cgroups import Cgroups
+from agent.host.conntrack import Conntrack
+from agent.host.dns import Dns
+from agent.host.inventory import InventorySense
+from agent.host.namespaces import Namespaces
+from agent.host.pods import Pods
+from agent.host.procfs import Procfs
+from agent.host.shims import ShimSense
+from agent.model import Detector, ProcessId
+from agent.pipeline.board import Board
+from agent.pipeline.runner import Runner
+from agent.settings import DetectorsSettings, Loaded, Settings, node_name
+
+DETECTOR_NAMES = tuple(item.name for item in fields(DetectorsSettings))
+DETECTOR_CLASSES: tuple[type[Detector], ...] = (
+    ContainerdShimDetector,
+    DefunctProcessesDetector,
+    ConntrackDnsDetector,
+    KubeletHealthzDetector,
+    ContainerRuntimeDetector,
+)
+KUBELET_DIR = Path("/var/lib/kubelet")
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The connected parts: the detectors, a runner for each, and the board they write on."""
+
+    board: Board
+    detectors: tuple[Detector, ...]
+    runners: tuple[Runner, ...]
+
+
+class _Senses:
+    """The senses the detectors share."""
+
+    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+        settings = loaded.settings
+        self.procfs = Procfs(settings.host.proc)
+        self.cgroups = Cgroups(settings.host.sys)
+        self.namespaces = Namespaces(settings.host.proc)
+        self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces)
+        self.pods = Pods(self.bundles, self.procfs)
+        self.shims = ShimSense(clock)
+
+    def pid_problem(self) -> str | None:
+        """Why the processes seen are not the node's; None if they are."""
+        return self.namespaces.pid_problem(lambda: frozenset(p.comm for p in self.procfs.processes()))
+
+    def only(self, comm: str) -> Callable[[], ProcessId | None]:
+        """Find the one process of a name; None if there is none, or more than one."""
+
+        def find() -> ProcessId | None:
+            found = self.procfs.named(comm)
+            return found[0].id if len(found) == 1 else None
+
+        return find
+
+
+def enabled(settings: Settings) -> tuple[str, ...]:
+    """Return the names of the detectors the settings switch on."""
+    return tuple(name for name in DETECTOR_NAMES if getattr(settings.detectors, name).enabled)
+
+
+def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES) -> Agent:
+    """Connect the detectors of these names that the settings enable; nothing is started."""
+    settings = loaded.settings
+    board = Board(node_name(settings), clock)
+    makers = _makers(loaded, clock)
+    detectors = tuple(makers[name]() for name in names if name in enabled(settings))
+    runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock) for each in detectors)
+    return Agent(board, detectors, runners)
+
+
+def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]]:
+    settings, senses = loaded.settings, _Senses(loaded, clock)
+    detectors = settings.detectors
+    containerd = settings.containerd
+    state_dir = Path(containerd.state_dir)
+    return {
+        "containerd_shim": lambda: ContainerdShimDetector(
+            detectors.containerd_shim,
+            InventorySense(senses.bundles, senses.procfs, senses.pods, containerd.namespaces),
+            senses.shims,
+            senses.procfs,
+            senses.cgroups,
+            senses.pid_problem,
+            clock,
+            expected=loaded.is_set("containerd.state_dir"),
+        ),
+        "defunct_processes": lambda: DefunctProcessesDetector(
+            detectors.defunct_processes,
+            senses.procfs,
+            senses.cgroups,
+            containerd.namespaces,
+            senses.pods.pod_of,
+            senses.pid_problem,
+            clock,
+        ),
+        "conntrack_dns": lambda: ConntrackDnsDetector(
+            detectors.conntrack_dns,
+            Conntrack(Path(settings.host.proc)),
+            Dns(
+                clock,
+                settings.dns.name,
+                settings.dns.servers,
+                resolv_conf=Path(settings.dns.resolv_conf),
+                proc=Path(settings.host.proc),
+            ),
+            senses.pods.owners,
+            clock,
+            senses.namespaces.network_problem,
+        ),
+        "kubelet_healthz": lambda: KubeletHealthzDetector(
+            detectors.kubelet_healthz,
+            settings.kubelet.healthz_url,
+            explicit=loaded.is_set("kubelet.healthz_url"),
+            clock=clock,
+            kubelet_dir=KUBELET_DIR,
+            kubelet_process=senses.only("kubelet"),
+            process_age=senses.procfs.age_seconds,
+            network_problem=senses.namespaces.network_problem,
+        ),
+        "container_runtime": lambda: ContainerRuntimeDetector(
+            detectors.container_runtime,
+            containerd.address,
+            explicit=loaded.is_set("containerd.address"),
+            clock=clock,
+            state_dir=state_dir,
+            containerd_process=senses.only("containerd"),
+            process_age=senses.procfs.age_seconds,
+        ),
+    }

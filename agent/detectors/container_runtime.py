@@ -1,0 +1,277 @@
+"""Does containerd itself still answer?
+
+The kubelet notices a stopped containerd after two minutes, and its healthz not at all. So
+containerd is asked what a kubelet asks first: CRI's Version, which it answers from memory in 1 ms. Any
+gRPC answer counts, an error too: the question is whether the server loop lives. As for the kubelet,
+a second connection is opened when the first has waited for a second, and a timeout is certain when
+both stay unanswered until the deadline.
+
+When this is harmless: a restart has a gap without a listener, so a refusal is passed over while
+the process is young or has just ended, but no longer than the grace. While containerd loads many
+shims at its start it may take long; running containers do not need it.
+
+What it does not prove: that containerd can do its work. A hung shim, a full disk or a CRI plugin that
+is switched off are not seen here; containerd's lists answer from memory, too.
+
+A restart is not always safe: if a shim is hung, containerd can clean its pod up when it loads it
+again and gets no answer. So the message says to look at the shims first.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeAlias
+
+from agent.clock import Clock
+from agent.host.containerd import STATUS_OK, STATUS_UNIMPLEMENTED, RuntimeAnswer, ask_version
+from agent.host.exchange import Attempt, Ending, Phase
+from agent.host.service import Lifetime, ServiceProcess
+from agent.model import (
+    Action,
+    CannotSeeError,
+    CheckResult,
+    Finding,
+    Metric,
+    NotApplicableError,
+    ProcessId,
+    Target,
+    TargetKind,
+    Value,
+)
+from agent.schema import DetectorSettings, setting
+
+UNRESPONSIVE = "ContainerRuntimeUnresponsive"
+TIMEOUT = "CRITimeout"
+REFUSED = "RuntimeRefused"
+
+TASKS = "io.containerd.runtime.v2.task"
+"""Folder of the bundles in containerd's state directory, 1.6 to 2.x."""
+RECHECK_SECONDS = 1.0
+"""A containerd that is starting is looked at this often."""
+
+Attempts: TypeAlias = tuple[Attempt[RuntimeAnswer], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRuntimeSettings(DetectorSettings):
+    """Settings of the container_runtime detector."""
+
+    period_seconds: float = setting(5.0, "time between two looks; each is jittered by 10 %", minimum=1, maximum=3600)
+    deadline_seconds: float = setting(5.0, "how long containerd may take for its answer", minimum=0.1, maximum=60)
+    hedge_seconds: float = setting(
+        1.0, "no answer for this long: ask a second time on a new connection", minimum=0.05, maximum=60
+    )
+    restart_grace_seconds: float = setting(
+        20.0, "how long a containerd that has just been started may refuse connections", minimum=0, maximum=600
+    )
+    ended_grace_seconds: float = setting(
+        5.0, "how long containerd's process may be gone: a restart has a gap", minimum=0, maximum=600
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One or two attempts, containerd's process, and for how long connections have been refused (awake seconds)."""
+
+    address: str
+    attempts: Attempts
+    lifetime: Lifetime
+    refused_seconds: float
+
+
+class ContainerRuntimeDetector:
+    """Asks containerd over its socket.
+
+    `explicit`: the address was set by a person, so a containerd is expected there. `containerd_process`
+    finds its process, `process_age` gives its age in seconds or None once it is gone.
+    """
+
+    name: ClassVar[str] = "container_runtime"
+    conditions: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        UNRESPONSIVE: {
+            TIMEOUT: "containerd takes connections or lets them hang, but does not answer in time.",
+            REFUSED: "Nothing listens at containerd's socket, or it drops connections without an answer.",
+        }
+    }
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+
+    def __init__(
+        self,
+        settings: ContainerRuntimeSettings,
+        address: str,
+        *,
+        explicit: bool,
+        clock: Clock,
+        state_dir: Path,
+        containerd_process: Callable[[], ProcessId | None],
+        process_age: Callable[[ProcessId], float | None],
+    ) -> None:
+        self._settings = settings
+        self._address = address
+        self._explicit = explicit
+        self._clock = clock
+        self._tasks = state_dir / TASKS
+        self._service = ServiceProcess(containerd_process, process_age, clock)
+        self._refused_since: float | None = None
+
+    def probe(self) -> Observation:
+        """Ask once. Raises NotApplicableError without a trace of a containerd, CannotSeeError if it cannot be asked."""
+        self._expect_containerd()
+        deadline = self._settings.deadline_seconds
+        hedge = min(self._settings.hedge_seconds, deadline / 3)
+        attempts = ask_version(self._address, deadline=deadline, hedge=hedge, clock=self._clock)
+        first = attempts[0]
+        if first.ending is Ending.ERROR:
+            raise CannotSeeError(f"{self._address} cannot be asked: {first.detail}; this takes root's rights")
+        failed = first.ending is not Ending.ANSWERED
+        return Observation(self._address, attempts, self._service.look(urgent=failed), self._refused_seconds(attempts))
+
+    def check(self, seen: Observation) -> CheckResult:
+        """Decide. Pure."""
+        first = seen.attempts[0]
+        match first.ending:
+            case Ending.ANSWERED:
+                return CheckResult(healthy={UNRESPONSIVE: _healthy(seen)})
+            case Ending.TIMEOUT:
+                return _suspect(seen, TIMEOUT, _timeout_message(seen), _independent_timeouts(seen.attempts))
+            case Ending.REFUSED | Ending.CLOSED:
+                restarting = self._restarting(seen)
+                if restarting:
+                    return CheckResult(healthy={UNRESPONSIVE: restarting}, recheck_seconds=RECHECK_SECONDS)
+                return _suspect(seen, REFUSED, _refused_message(seen), 1)
+            case _:
+                text = f"what answers at {seen.address} is not gRPC, so hardly containerd: {first.detail}"
+                return CheckResult(unknown={UNRESPONSIVE: text})
+
+    def _expect_containerd(self) -> None:
+        try:
+            if self._explicit or Path(self._address).exists() or _has_bundles(self._tasks):
+                return
+        except OSError as error:
+            raise CannotSeeError(f"{error.filename} cannot be looked into: {error.strerror}") from None
+        process = self._service.look(urgent=False).process
+        elsewhere = f" (a containerd runs as pid {process.pid}, so it has another address)" if process else ""
+        raise NotApplicableError(
+            f"there is no containerd at {self._address} and no container of it under {self._tasks}{elsewhere}; "
+            "set containerd.address if one is expected"
+        )
+
+    def _refused_seconds(self, attempts: Attempts) -> float:
+        if attempts[0].ending not in (Ending.REFUSED, Ending.CLOSED):
+            self._refused_since = None
+            return 0.0
+        now = self._clock.awake()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        return now - self._refused_since
+
+    def _restarting(self, seen: Observation) -> str | None:
+        """Return a sentence if a refusal is explained by a restart that is under way."""
+        life, refused = seen.lifetime, seen.refused_seconds
+        grace = self._settings.restart_grace_seconds
+        if life.age_seconds is not None and life.age_seconds < grace and refused < grace:
+            return f"{_who(life)} was started {life.age_seconds:.0f} s ago and does not accept connections yet"
+        if life.process is None and life.ended is not None and refused < self._settings.ended_grace_seconds:
+            return f"containerd's process {life.ended.pid} has just ended; its restart is awaited"
+        return None
+
+
+def _has_bundles(tasks: Path) -> bool:
+    try:
+        return any(any(namespace.iterdir()) for namespace in tasks.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _independent_timeouts(attempts: Attempts) -> int:
+    return sum(1 for attempt in attempts if attempt.ending is Ending.TIMEOUT)
+
+
+def _suspect(seen: Observation, reason: str, message: str, sightings: int) -> CheckResult:
+    process = seen.lifetime.process
+    finding = Finding(
+        UNRESPONSIVE,
+        reason,
+        message,
+        Action.RESTART_CONTAINERD if process else Action.NONE,
+        Target(
+            TargetKind.CONTAINERD,
+            pid=process.pid if process else None,
+            start_time=process.start_time if process else None,
+            address=seen.address,
+        ),
+        values=_values(seen),
+        sightings=sightings,
+        timed=reason == TIMEOUT,
+    )
+    return CheckResult((finding,), healthy={UNRESPONSIVE: f"not confirmed yet: {message}"})
+
+
+def _healthy(seen: Observation) -> str:
+    first = seen.attempts[0]
+    text = f"{_who(seen.lifetime)} answered in {_time(first.total_seconds)}"
+    answer = first.answer
+    if answer is None or answer.status == STATUS_OK:
+        version = f" ({answer.runtime_name} {answer.runtime_version})" if answer and answer.runtime_version else ""
+        return text + version
+    if answer.status == STATUS_UNIMPLEMENTED:
+        return f"{text}; its CRI is switched off, so it serves no kubelet"
+    return f"{text}, with gRPC status {answer.status}: {answer.message}"
+
+
+_CAUTION = (
+    "Before a restart look for hung shims (ContainerdShimHung) and deal with them first: "
+    "a containerd that is restarted while a shim is hung can clean that pod up."
+)
+_MEANWHILE = "Meanwhile nothing starts, stops or is exec'd on this node; running containers go on."
+
+
+def _timeout_message(seen: Observation) -> str:
+    first = seen.attempts[0]
+    waiting = {
+        Phase.CONNECT: "its queue of connections is full",
+        Phase.FIRST_BYTE: "the kernel takes the connection, but no byte comes",
+        Phase.TOTAL: "an answer began but does not end",
+    }[first.waiting_for]
+    both = _independent_timeouts(seen.attempts) > 1
+    second = seen.attempts[1] if len(seen.attempts) > 1 else None
+    other = f" A second connection beside it: {second.ending} after {_time(second.total_seconds)}." if second else ""
+    return (
+        f"{_who(seen.lifetime)} did not answer CRI Version at {seen.address} within {first.total_seconds:.0f} s"
+        f"{', nor on a second connection' if both else ''}: {waiting}.{'' if both else other} {_MEANWHILE} "
+        f"It may be stopped, deadlocked or starved; see journalctl -u containerd. {_CAUTION}"
+    )
+
+
+def _refused_message(seen: Observation) -> str:
+    first, life = seen.attempts[0], seen.lifetime
+    what = f"nothing listens at {seen.address} ({first.detail})"
+    if first.ending is Ending.CLOSED:
+        what = f"{seen.address} drops the connection without an answer ({first.detail})"
+    if life.process is not None:
+        return f"{what}, although {_who(life)} is running. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
+    gone = f"containerd's process {life.ended.pid} has ended" if life.ended else "there is no process named containerd"
+    return f"{what} and {gone}. {_MEANWHILE} See systemctl status containerd and journalctl -u containerd. {_CAUTION}"
+
+
+def _values(seen: Observation) -> dict[str, Value]:
+    first = seen.attempts[0]
+    values: dict[str, Value] = {
+        "address": seen.address,
+        "ending": first.ending.value,
+        "phase": first.waiting_for.value,
+        "total_seconds": round(first.total_seconds, 6),
+        "detail": first.detail or None,
+        "process_age_seconds": seen.lifetime.age_seconds,
+    }
+    for second in seen.attempts[1:]:
+        values["second_ending"] = second.ending.value
+        values["second_total_seconds"] = round(second.total_seconds, 6)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _who(life: Lifetime) -> str:
+    return f"containerd (pid {life.process.pid})" if life.process else "containerd"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

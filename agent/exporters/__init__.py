@@ -1,0 +1,1 @@
+"""What is told to the outside. Reads the board, never the host."""

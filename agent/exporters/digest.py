@@ -1,0 +1,176 @@
+"""A report put in the order a tired person needs, as safe text; what the page and the terminal lay out.
+
+First what is wrong, then what is well, then what could not be seen and why, then what is not on this
+node. Every text in a digest has been through `printable`, so no layout has to think of it again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.exporters.advice import Advice, advise
+from agent.exporters.printable import printable
+from agent.exporters.wording import ago, duration, measured, moment, short_id
+from agent.model import ActiveFinding, Condition, DetectorState, DetectorStatus, Finding, NodeReport, Status, Target
+
+MAX_MESSAGE = 1024
+DETAILED = 10
+"""Findings of one condition that are told in full; of the others only the message."""
+_STATES = {
+    DetectorState.STARTING: "has not looked yet",
+    DetectorState.OK: "ok",
+    DetectorState.NOT_APPLICABLE: "not on this node",
+    DetectorState.FAILED: "failed",
+    DetectorState.OVERDUE: "overdue",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """One finding: its message, (label, text) rows of whose it is and what was measured, and what to do."""
+
+    message: str
+    rows: tuple[tuple[str, str], ...]
+    evidence: tuple[tuple[str, str], ...]
+    advice: Advice
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """A condition that is True: its findings, the longest standing in full, of `further` the messages."""
+
+    type: str
+    reason: str
+    message: str
+    since: str
+    accusations: tuple[Accusation, ...]
+    further: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Conditions that are Unknown for the same reason."""
+
+    types: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The report in reading order; `well`, `notes`, `absent` and `looks` are (name, text)."""
+
+    node: str
+    at: str
+    headline: str
+    wrong: tuple[Wrong, ...]
+    well: tuple[tuple[str, str], ...]
+    unseen: tuple[Unseen, ...]
+    notes: tuple[tuple[str, str], ...]
+    absent: tuple[tuple[str, str], ...]
+    looks: tuple[tuple[str, str], ...]
+
+
+def digest(report: NodeReport) -> Digest:
+    """Put a report in reading order. Pure."""
+    now = report.observed_at
+    by_status = {status: [c for c in report.conditions if c.status is status] for status in Status}
+    unseen = _unseen(by_status[Status.UNKNOWN])
+    return Digest(
+        node=_safe(report.node_name),
+        at=moment(now),
+        headline=_headline(by_status[Status.TRUE], by_status[Status.UNKNOWN], by_status[Status.FALSE]),
+        wrong=tuple(_wrong(condition, now) for condition in by_status[Status.TRUE]),
+        well=tuple((_safe(c.type), _safe(c.message)) for c in by_status[Status.FALSE]),
+        unseen=unseen,
+        notes=tuple(_notes(report.detectors, {group.why for group in unseen})),
+        absent=tuple(
+            (_safe(d.name), _safe(d.message)) for d in report.detectors if d.state is DetectorState.NOT_APPLICABLE
+        ),
+        looks=tuple((_safe(d.name), _look(d, now)) for d in report.detectors),
+    )
+
+
+def _headline(wrong: list[Condition], unknown: list[Condition], well: list[Condition]) -> str:
+    blind = f"{_counted(len(unknown), 'condition')} could not be seen" if unknown else ""
+    if wrong:
+        told = f"{_counted(len(wrong), 'thing')} wrong: {', '.join(_safe(c.type) for c in wrong)}"
+        return f"{told}. {blind}." if blind else f"{told}."
+    if not well:
+        return f"Nothing can be said: {blind or 'no detector applies to this node'}."
+    return f"Nothing wrong was seen, but {blind}." if blind else "Nothing wrong was seen."
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _wrong(condition: Condition, now: float) -> Wrong:
+    return Wrong(
+        type=_safe(condition.type),
+        reason=_safe(condition.reason),
+        message=_safe(condition.message),
+        since=_since(condition.last_transition_time, now),
+        accusations=tuple(_accusation(active, condition.reason, now) for active in condition.findings[:DETAILED]),
+        further=tuple(_safe(active.finding.message) for active in condition.findings[DETAILED:]),
+    )
+
+
+def _accusation(active: ActiveFinding, told: str, now: float) -> Accusation:
+    finding = active.finding
+    other_reason = (("reason", _safe(finding.reason)),) if finding.reason != told else ()
+    rows = (*other_reason, *_whose(finding), ("since", _since(active.since, now)))
+    evidence = tuple(measured(key, value) for key, value in finding.values.items() if value is not None)
+    return Accusation(_safe(finding.message), rows, evidence, advise(finding))
+
+
+def _whose(finding: Finding) -> Iterator[tuple[str, str]]:
+    pod, target = finding.pod, finding.target
+    if pod is not None:
+        container = f", container {_safe(pod.container)}" if pod.container else ""
+        yield "pod", f"{_safe(pod.namespace)}/{_safe(pod.name)}{container}"
+    yield from _identity(target)
+
+
+def _identity(target: Target) -> Iterator[tuple[str, str]]:
+    if target.container_id:
+        namespace = f" in {_safe(target.containerd_namespace)}" if target.containerd_namespace else ""
+        yield "container", f"{_safe(short_id(target.container_id))}{namespace}"
+    if target.pid is not None:
+        yield "process", f"pid {target.pid}"
+    if target.cgroup:
+        yield "cgroup", _safe(target.cgroup)
+    if target.address:
+        yield "address", _safe(target.address)
+
+
+def _unseen(conditions: list[Condition]) -> tuple[Unseen, ...]:
+    groups: dict[str, list[str]] = {}
+    for condition in conditions:
+        groups.setdefault(_safe(condition.message) or _safe(condition.reason), []).append(_safe(condition.type))
+    return tuple(Unseen(tuple(types), why) for why, types in groups.items())
+
+
+def _notes(detectors: tuple[DetectorStatus, ...], told: set[str]) -> Iterator[tuple[str, str]]:
+    """What a detector says of itself that no condition has said already."""
+    for detector in detectors:
+        message = _safe(detector.message)
+        if message and message not in told and detector.state is not DetectorState.NOT_APPLICABLE:
+            yield _safe(detector.name), message
+
+
+def _look(detector: DetectorStatus, now: float) -> str:
+    """When a detector last looked and how it went: `ok, 4 s ago, took 12 ms`."""
+    parts = [_STATES[detector.state]]
+    if detector.last_run_time is not None:
+        parts.append(ago(detector.last_run_time, now))
+    if detector.duration_seconds is not None:
+        verb = "running for" if detector.state is DetectorState.OVERDUE else "took"
+        parts.append(f"{verb} {duration(detector.duration_seconds)}")
+    return ", ".join(parts)
+
+
+def _since(then: float, now: float) -> str:
+    return f"{moment(then)} ({ago(then, now)})"
+
+
+def _safe(text: str) -> str:
+    return printable(text, MAX_MESSAGE)

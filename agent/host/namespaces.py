@@ -1,0 +1,53 @@
+"""Whether this process sees the node, or only the inside of its own container."""
+
+import os
+from collections.abc import Callable
+
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO of include/linux/proc_ns.h: the initial pid namespace has this number on every kernel."""
+
+NODE_PROCESSES = frozenset({"containerd", "kubelet"})
+
+
+class Namespaces:
+    """Compares our own namespaces with those of the node's first process."""
+
+    def __init__(self, proc: str) -> None:
+        self._proc = proc
+
+    def pid_problem(self, comms: Callable[[], frozenset[str]]) -> str | None:
+        """Return why the processes seen are not the node's, or None if they are.
+
+        `comms` returns the names of the processes to be seen. A node may itself be a container (kind), so
+        a namespace that is not the initial one still is the node's if containerd or the kubelet run in it.
+        """
+        try:
+            own = os.readlink(f"{self._proc}/self/ns/pid")
+        except OSError as error:
+            return f"cannot tell which pid namespace this is: {self._proc}/self/ns/pid: {error.strerror}"
+        if own == INITIAL_PID_NAMESPACE or comms() & NODE_PROCESSES:
+            return None
+        return (
+            "this process sees only its own container's processes, not the node's; "
+            "set hostPID: true in the pod's spec (or run it outside the container)"
+        )
+
+    def network_problem(self) -> str | None:
+        """Return why our network namespace is not that of the node's first process, or None if it is.
+
+        The link ns/net needs ptrace rights on pid 1; where they lack, the inode numbers of
+        /proc/N/net/dev tell as well, since the kernel makes that file once per network namespace.
+        """
+        try:
+            same = os.readlink(f"{self._proc}/1/ns/net") == os.readlink(f"{self._proc}/self/ns/net")
+        except OSError:
+            try:
+                same = os.stat(f"{self._proc}/1/net/dev").st_ino == os.stat(f"{self._proc}/self/net/dev").st_ino
+            except OSError as error:
+                return f"cannot tell which network namespace this is: {error.filename}: {error.strerror}"
+        if same:
+            return None
+        return (
+            "this process is in a network namespace of its own, not the node's, and conntrack counts per namespace; "
+            "set hostNetwork: true in the pod's spec"
+        )

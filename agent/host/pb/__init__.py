@@ -1,0 +1,1 @@
+"""Generated from proto/third_party by `make proto`; never edited."""

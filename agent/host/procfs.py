@@ -1,0 +1,247 @@
+"""Processes, by the files of /proc that never block.
+
+Only `stat`, `status`, `wchan`, `cgroup` and the `cwd` link are read. `cmdline`, `environ`, `maps`
+and `exe` take the target's mmap lock and can block for ever on a process in D state, so they
+are never read here (proc(5); FIELD of `ps` hangs).
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from agent.model import ProcessId
+
+MAX_STAT_BYTES = 2048
+MAX_FILE_BYTES = 16384
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One line of /proc/N/stat, as far as it is used. `comm` is up to 15 bytes chosen by the process itself."""
+
+    pid: int
+    comm: str
+    state: str
+    ppid: int
+    start_time: int
+
+    @property
+    def id(self) -> ProcessId:
+        """Identity beyond the pid."""
+        return ProcessId(self.pid, self.start_time)
+
+
+class Zombie(NamedTuple):
+    """A defunct process; a plain tuple, because there may be tens of thousands."""
+
+    pid: int
+    start_time: int
+    ppid: int
+    comm: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """All processes at one moment: how many in each state, and the defunct ones by their stat line."""
+
+    states: Mapping[str, int]
+    zombies: Mapping[bytes, Zombie]
+
+
+def parse_stat(line: bytes) -> Process:
+    """Parse one line of /proc/N/stat (proc(5)).
+
+    `comm` may hold spaces, parentheses, newlines and bytes that are no text, so the line is
+    split at its last `)`. Raises ValueError if it is no such line.
+    """
+    opening, closing = line.find(b"("), line.rfind(b")")
+    rest = line[closing + 2 :].split(None, 20)
+    if opening < 1 or closing < opening or len(rest) < 20:
+        raise ValueError(f"not a line of /proc/N/stat: {line[:80]!r}")
+    comm = line[opening + 1 : closing].decode(errors="backslashreplace")
+    return Process(int(line[:opening]), comm, rest[0].decode(), int(rest[1]), int(rest[19]))
+
+
+def _parse_zombie(line: bytes, state_at: int) -> Zombie | None:
+    rest = line[state_at:].split(None, 20)
+    opening = line.find(b"(")
+    try:
+        return Zombie(int(line[:opening]), int(rest[19]), int(rest[1]), line[opening + 1 : state_at - 2])
+    except (ValueError, IndexError):
+        return None
+
+
+def _parse_all(lines: Iterable[bytes]) -> Iterator[Process]:
+    """The processes behind these lines; one that is cut off is passed over, as if it had gone away."""
+    for line in lines:
+        try:
+            yield parse_stat(line)
+        except ValueError:
+            continue
+
+
+class Procfs:
+    """Reads below one procfs root, such as /proc or /host/proc."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def scan(self, known: Mapping[bytes, Zombie]) -> Scan:
+        """Count all processes by state and return the defunct ones.
+
+        A zombie's line no longer changes, so one that is in `known`, the result of the scan before, is
+        not parsed again. Written as one flat loop: on a sick node it runs over tens of thousands.
+        A process that goes away meanwhile, or whose line is cut off, is passed over. Raises OSError if the root
+        cannot be read.
+        """
+        states: dict[bytes, int] = {}
+        zombies: dict[bytes, Zombie] = {}
+        open_, read, close, flags = os.open, os.read, os.close, os.O_RDONLY
+        root = open_(self._root, flags | os.O_DIRECTORY)
+        try:
+            for name in os.listdir(root):
+                if not name[0].isdigit():
+                    continue
+                try:
+                    stat = open_(name + "/stat", flags, dir_fd=root)
+                except OSError:
+                    continue
+                try:
+                    line = read(stat, MAX_STAT_BYTES)
+                except OSError:
+                    continue
+                finally:
+                    close(stat)
+                at = line.rfind(b")") + 2
+                state = line[at : at + 1]
+                if at < 2 or not state:
+                    continue
+                states[state] = states.get(state, 0) + 1
+                if state == b"Z" and (zombie := known.get(line) or _parse_zombie(line, at)):
+                    zombies[line] = zombie
+        finally:
+            close(root)
+        return Scan({state.decode(errors="replace"): count for state, count in states.items()}, zombies)
+
+    def processes(self) -> tuple[Process, ...]:
+        """Return every process with a readable stat. Raises OSError if the root cannot be read."""
+        return tuple(_parse_all(self._stat_lines()))
+
+    def process(self, pid: int) -> Process | None:
+        """Return one process, or None if it is gone."""
+        try:
+            return parse_stat(self._read(f"{pid}/stat", MAX_STAT_BYTES))
+        except (OSError, ValueError):
+            return None
+
+    def named(self, comm: str) -> tuple[Process, ...]:
+        """Return the processes with exactly this comm (15 bytes at most)."""
+        wanted = f"({comm})".encode()
+        return tuple(p for p in _parse_all(line for line in self._stat_lines() if wanted in line) if p.comm == comm)
+
+    def wchan(self, pid: int) -> str:
+        """Return the kernel function a process sleeps in; empty if it runs, is gone or may not be seen."""
+        text = self._text(f"{pid}/wchan", 128)
+        return "" if text == "0" else text
+
+    def cwd(self, pid: int) -> str | None:
+        """Return a process's working directory as the kernel tells it, ` (deleted)` included.
+
+        Empty if the process is gone, None if it lives and its directory may not be seen.
+        """
+        try:
+            return os.readlink(f"{self._root}/{pid}/cwd")
+        except PermissionError:
+            return None
+        except OSError:
+            return ""
+
+    def cgroups(self, pid: int) -> tuple[str, ...]:
+        """Return the lines of /proc/N/cgroup (cgroups(7)); empty if the process is gone."""
+        return tuple(line for line in self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n") if line)
+
+    def local_addresses(self, pid: int) -> frozenset[str]:
+        """Return the IP addresses of the network namespace a process lives in, loopback left out."""
+        return _ipv4_local(self._text(f"{pid}/net/fib_trie", 1 << 18)) | _ipv6_local(
+            self._text(f"{pid}/net/if_inet6", 1 << 16)
+        )
+
+    def boot_id(self) -> str:
+        """Return this boot's UUID; empty if it cannot be read."""
+        return self._text("sys/kernel/random/boot_id", 64)
+
+    def tasks(self) -> int | None:
+        """Return how many tasks (processes and threads, zombies too) hold a pid; None if it cannot be read.
+
+        The fourth word of /proc/loadavg is `running/total` (proc(5)).
+        """
+        words = self._text("loadavg", 128).split()
+        total = words[3].partition("/")[2] if len(words) > 3 else ""
+        return int(total) if total.isdigit() else None
+
+    def pid_max(self) -> int | None:
+        """Return kernel.pid_max, or None if it cannot be read."""
+        text = self._text("sys/kernel/pid_max", 32)
+        return int(text) if text.isdigit() else None
+
+    def age_seconds(self, process: ProcessId) -> float:
+        """Return how long ago a process was started."""
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / CLOCK_TICKS)
+
+    def _stat_lines(self) -> Iterator[bytes]:
+        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in os.listdir(root):
+                if not name.isdigit():
+                    continue
+                try:
+                    stat = os.open(f"{name}/stat", os.O_RDONLY, dir_fd=root)
+                except OSError:
+                    continue
+                try:
+                    line = os.read(stat, MAX_STAT_BYTES)
+                except OSError:
+                    continue
+                finally:
+                    os.close(stat)
+                yield line
+        finally:
+            os.close(root)
+
+    def _read(self, path: str, limit: int) -> bytes:
+        """Read up to `limit` bytes, however many reads that takes: the net files come a page at a time."""
+        with open(f"{self._root}/{path}", "rb") as stream:
+            return stream.read(limit)
+
+    def _text(self, path: str, limit: int) -> str:
+        try:
+            return self._read(path, limit).decode(errors="backslashreplace").strip()
+        except OSError:
+            return ""
+
+
+def _ipv4_local(fib_trie: str) -> frozenset[str]:
+    """Addresses of /proc/N/net/fib_trie: the leaf before each `/32 host LOCAL`."""
+    found: set[str] = set()
+    leaf = ""
+    for line in fib_trie.splitlines():
+        text = line.strip()
+        if text.startswith("|-- "):
+            leaf = text[4:]
+        elif text.startswith("/32 host LOCAL") and not leaf.startswith("127."):
+            found.add(leaf)
+    return frozenset(found)
+
+
+def _ipv6_local(if_inet6: str) -> frozenset[str]:
+    """Addresses of /proc/N/net/if_inet6, written as in RFC 5952; link-local and loopback left out."""
+    found: set[str] = set()
+    for line in if_inet6.splitlines():
+        digits = line.split(None, 1)[0] if line.strip() else ""
+        if len(digits) == 32 and not digits.startswith(("fe80", "0" * 31)):
+            found.add(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return frozenset(found)

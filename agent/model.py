@@ -1,0 +1,243 @@
+"""The words of nodediag: what is seen, what is decided and what is told.
+
+Frozen values and protocols only; nothing here reads a host or a clock. Imports the
+standard library alone, so that every room of the house can share these words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+Value: TypeAlias = str | int | float | bool | tuple[str, ...] | None
+"""A measured value of a finding, in a form JSON and protobuf can both hold."""
+
+
+class NotApplicableError(Exception):
+    """What the detector watches is not on this node. Not a failure."""
+
+
+class CannotSeeError(Exception):
+    """A sense does not reach what it should see (permission, wrong namespace, broken answer).
+
+    Every condition of the detector becomes Unknown with this text.
+    """
+
+
+class Status(StrEnum):
+    """Status of a condition, as Kubernetes writes it. True = something is wrong."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class DetectorState(StrEnum):
+    """How a detector itself is doing; says nothing about the node."""
+
+    STARTING = "starting"
+    OK = "ok"
+    NOT_APPLICABLE = "not_applicable"
+    FAILED = "failed"
+    OVERDUE = "overdue"
+
+
+class TargetKind(StrEnum):
+    """What kind of thing a finding accuses."""
+
+    SHIM = "shim"
+    PROCESS = "process"
+    CONTAINER = "container"
+    KUBELET = "kubelet"
+    CONTAINERD = "containerd"
+    CONNTRACK = "conntrack"
+    DNS_SERVER = "dns_server"
+    NODE = "node"
+
+
+class Action(StrEnum):
+    """What can be recommended. NONE: nothing on this node mends it safely; the message says where to look."""
+
+    NONE = "None"
+    KILL_SHIM = "KillShim"
+    THAW_CGROUP = "ThawCgroup"
+    SIGNAL_PARENT = "SignalParent"
+    KILL_PARENT = "KillParent"
+    RESTART_KUBELET = "RestartKubelet"
+    RESTART_CONTAINERD = "RestartContainerd"
+    DELETE_CONNTRACK_FLOWS = "DeleteConntrackFlows"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process for as long as it lives: a pid alone is reused.
+
+    `start_time` is field 22 of /proc/N/stat, in clock ticks since boot (proc(5)).
+    """
+
+    pid: int
+    start_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodRef:
+    """Whose container it is, as far as it could be learnt."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    container: str = ""
+
+    def __str__(self) -> str:
+        """`namespace/name` or `namespace/name (container)`."""
+        text = f"{self.namespace}/{self.name}"
+        return f"{text} (container {self.container})" if self.container else text
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The exact identity of what a finding accuses. Fields that do not apply to the kind are empty."""
+
+    kind: TargetKind
+    pid: int | None = None
+    start_time: int | None = None
+    boot_id: str = ""
+    container_id: str = ""
+    containerd_namespace: str = ""
+    cgroup: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    `sightings` counts the independent failed attempts this one observation holds, so that
+    a probe which already repeated itself is not asked to repeat once more.
+    `timed` says that the evidence is a duration measured by this process: worthless if the
+    process itself stood still meanwhile.
+    """
+
+    condition: str
+    reason: str
+    message: str
+    recommended_action: Action
+    target: Target
+    pod: PodRef | None = None
+    values: Mapping[str, Value] = field(default_factory=dict)
+    sightings: int = 1
+    timed: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, Target]:
+        """What makes this the same finding at the next look."""
+        return (self.condition, self.reason, self.target)
+
+
+class MetricKind(StrEnum):
+    """Prometheus metric types in use."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Declaration of a metric a detector feeds. `name` is without prefix."""
+
+    name: str
+    kind: MetricKind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value for a declared metric: a gauge's value, a counter's increment, or a histogram's observation."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a detector decided from one observation.
+
+    `healthy` gives the sentence for a condition that is False, `unknown` names the conditions
+    this observation says nothing about, and why. `recheck_seconds` asks for another look
+    sooner than the period, because this one cannot decide: a rate needs its second sample, a
+    grace is running out. `follow_seconds` asks for the same although all is decided, so that
+    the end of a finding is noticed in time; `nodediag check` does not wait for it.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    healthy: Mapping[str, str] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    recheck_seconds: float | None = None
+    follow_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveFinding:
+    """A confirmed finding and since when it has been seen (seconds since the epoch)."""
+
+    finding: Finding
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A Kubernetes-style condition; `last_transition_time` in seconds since the epoch."""
+
+    type: str
+    status: Status
+    reason: str
+    message: str
+    last_transition_time: float
+    findings: tuple[ActiveFinding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorStatus:
+    """How the last look of a detector went; `last_run_time` in seconds since the epoch.
+
+    `discarded` counts the looks thrown away because this process stood still during them.
+    """
+
+    name: str
+    state: DetectorState
+    message: str = ""
+    duration_seconds: float | None = None
+    last_run_time: float | None = None
+    discarded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """Everything there is to tell about this node at one moment."""
+
+    node_name: str
+    observed_at: float
+    conditions: tuple[Condition, ...]
+    detectors: tuple[DetectorStatus, ...]
+
+
+class Detector(Protocol):
+    """One watch. `probe` reads the host and may block or raise; `check` decides and is pure."""
+
+    name: ClassVar[str]
+    conditions: ClassVar[Mapping[str, Mapping[str, str]]]
+    metrics: ClassVar[tuple[Metric, ...]]
+
+    def probe(self) -> Any:  # noqa: ANN401 - each detector has its own observation type
+        """Read the host once.
+
+        Raises NotApplicableError, CannotSeeError, or whatever the senses raise.
+        """
+
+    def check(self, seen: Any) -> CheckResult:  # noqa: ANN401
+        """Decide. Same observation, same result."""

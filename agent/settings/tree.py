@@ -1,0 +1,216 @@
+"""What there is to set, with its defaults and meanings."""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from agent.detectors.conntrack_dns import ConntrackDnsSettings
+from agent.detectors.container_runtime import ContainerRuntimeSettings
+from agent.detectors.containerd_shim import ContainerdShimSettings
+from agent.detectors.defunct_processes import DefunctProcessesSettings
+from agent.detectors.kubelet_healthz import KubeletHealthzSettings
+from agent.host.dns import servers_problem
+from agent.host.kubelet import url_problem
+from agent.schema import Rule, rule_of, setting, table
+from agent.settings.values import (
+    dns_name_problem,
+    listen_problem,
+    namespaces_problem,
+    node_name_problem,
+    path_problem,
+    socket_problem,
+    unbuilt,
+)
+
+GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """Where the node's own files are seen from here."""
+
+    proc: str = setting("/proc", "the node's procfs, of the initial pid namespace", check=path_problem)
+    sys: str = setting("/sys", "the node's sysfs, for the cgroups", check=path_problem)
+    dev_kmsg: str = setting("/dev/kmsg", "the kernel log", check=path_problem)
+    state_dir: str = setting("/var/lib/nodediag", "what must outlive a restart", check=path_problem)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The page a Prometheus scrapes and the kubelet's probes ask."""
+
+    listen: str = setting(
+        "127.0.0.1:9797", "host:port of /metrics, /livez, /readyz and the status page", check=listen_problem
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """Certificates of the gRPC API."""
+
+    cert_file: str = setting("", "our certificate", check=unbuilt("gRPC API", ""))
+    key_file: str = setting("", "its private key", check=unbuilt("gRPC API", ""))
+    client_ca_file: str = setting("", "who signs the callers' certificates", check=unbuilt("gRPC API", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class CallerSettings:
+    """One caller of the gRPC API."""
+
+    identity: str = setting("", "SPIFFE ID or DNS name in the caller's certificate")
+    actions: tuple[str, ...] = setting((), "the actions this caller may ask for")
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSettings:
+    """The API for controllers; not in this version."""
+
+    listen: str = setting(
+        GRPC_SOCKET, "unix:PATH, or host:port with TLS; not in this version", check=unbuilt("gRPC API", GRPC_SOCKET)
+    )
+    tls: TlsSettings = table(TlsSettings, "obligatory with host:port")
+    callers: tuple[CallerSettings, ...] = setting(
+        (), "who may call, and for which actions", check=unbuilt("gRPC API", ())
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerdSettings:
+    """Where containerd lives."""
+
+    address: str = setting(
+        "/run/containerd/containerd.sock",
+        "containerd's socket; if set here, something is expected to answer there",
+        check=socket_problem,
+        presence=True,
+    )
+    state_dir: str = setting(
+        "/run/containerd",
+        "containerd's state directory, where the bundles are; if set here, it is expected to exist",
+        check=path_problem,
+        presence=True,
+    )
+    namespaces: tuple[str, ...] = setting(
+        ("k8s.io",), "containerd namespaces to watch; Kubernetes uses k8s.io", check=namespaces_problem
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KubeletSettings:
+    """How the kubelet is asked."""
+
+    healthz_url: str = setting(
+        "http://127.0.0.1:10248/healthz",
+        "the kubelet's healthz; if set here it is expected to answer even where no trace of a kubelet is found",
+        check=url_problem,
+        presence=True,
+    )
+    api_url: str = setting(
+        "", "the kubelet's own API on port 10250; not in this version", check=unbuilt("client of the kubelet's API", "")
+    )
+    token_file: str = setting("", "the token shown there", check=unbuilt("client of the kubelet's API", ""))
+    ca_file: str = setting("", "who signed its certificate", check=unbuilt("client of the kubelet's API", ""))
+    insecure_skip_verify: bool = setting(
+        default=False,
+        meaning="whether a certificate that cannot be verified will do",
+        check=unbuilt("client of the kubelet's API", default=False),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """What the active DNS probe asks, and whom."""
+
+    servers: tuple[str, ...] = setting(
+        (), "addresses, IPv4 or IPv6, with port or not; empty: those of the host's resolv.conf", check=servers_problem
+    )
+    name: str = setting(
+        "kubernetes.default.svc.cluster.local",
+        "the name asked for; any answer counts, also NXDOMAIN",
+        check=dns_name_problem,
+    )
+    resolv_conf: str = setting(
+        "/etc/resolv.conf", "where the servers are read from if none are set", check=path_problem
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorsSettings:
+    """One table per detector."""
+
+    containerd_shim: ContainerdShimSettings = table(
+        ContainerdShimSettings, "shims that do not answer, or are left over"
+    )
+    defunct_processes: DefunctProcessesSettings = table(
+        DefunctProcessesSettings, "zombies, and the parents that do not reap them"
+    )
+    conntrack_dns: ConntrackDnsSettings = table(ConntrackDnsSettings, "packets lost in conntrack, and DNS itself")
+    kubelet_healthz: KubeletHealthzSettings = table(KubeletHealthzSettings, "how the kubelet answers")
+    container_runtime: ContainerRuntimeSettings = table(ContainerRuntimeSettings, "how containerd itself answers")
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSettings:
+    """What every action can be told."""
+
+    enabled: bool = setting(default=True, meaning="whether this action may be asked for")
+    cooldown_seconds: float = setting(60.0, "rest after each time it was performed", minimum=0, maximum=86400)
+    max_per_hour: int = setting(6, "how often it is performed in an hour at most", minimum=0, maximum=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionsSettings:
+    """One table per action, by the action's name (agent.model.Action). Cool-downs follow GKE's practice."""
+
+    KillShim: ActionSettings = table(ActionSettings, "kill a hung shim")
+    ThawCgroup: ActionSettings = table(ActionSettings, "thaw a frozen container")
+    SignalParent: ActionSettings = table(ActionSettings, "remind a parent of its zombies (SIGCHLD)")
+    KillParent: ActionSettings = table(ActionSettings, "kill a parent that does not reap")
+    RestartKubelet: ActionSettings = table(ActionSettings, "restart the kubelet")
+    RestartContainerd: ActionSettings = table(lambda: ActionSettings(cooldown_seconds=120.0), "restart containerd")
+    DeleteConntrackFlows: ActionSettings = table(ActionSettings, "delete DNS flows without an answer")
+
+
+@dataclass(frozen=True, slots=True)
+class RemediationSettings:
+    """What may be mended on request; not in this version."""
+
+    enabled: bool = setting(
+        default=False,
+        meaning="whether anything may be mended at all; not in this version",
+        check=unbuilt("remediation", default=False),
+    )
+    dry_run: bool = setting(default=True, meaning="whether every remediation stops before its last step")
+    actions: ActionsSettings = table(ActionsSettings, "the actions and their limits")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole file."""
+
+    node_name: str = setting("", "this node's name; else $NODE_NAME, else the hostname", check=node_name_problem)
+    host: HostSettings = table(HostSettings, "where the node is seen from here")
+    http: HttpSettings = table(HttpSettings, "metrics, probes and status page")
+    grpc: GrpcSettings = table(GrpcSettings, "the API for controllers")
+    containerd: ContainerdSettings = table(ContainerdSettings, "containerd on this node")
+    kubelet: KubeletSettings = table(KubeletSettings, "the kubelet on this node")
+    dns: DnsSettings = table(DnsSettings, "the DNS probe")
+    detectors: DetectorsSettings = table(DetectorsSettings, "the watches")
+    remediation: RemediationSettings = table(RemediationSettings, "what may be mended on request")
+
+
+def node_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the node's name: the setting, else $NODE_NAME, else the hostname."""
+    return settings.node_name or environ.get("NODE_NAME", "") or socket.gethostname()
+
+
+def describe(settings: Any, path: str = "") -> Iterator[tuple[str, Any, Rule]]:  # noqa: ANN401 - any table
+    """Yield (dotted path, value, rule) of every setting below a table, tables included."""
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        dotted = f"{path}.{item.name}" if path else item.name
+        yield dotted, value, rule_of(item.metadata)
+        if is_dataclass(value):
+            yield from describe(value, dotted)

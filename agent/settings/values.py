@@ -1,0 +1,68 @@
+"""What single values may be. Each function returns what would be right, or None if the value is."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from agent.host.dns import encode_name
+
+MAX_NODE_NAME = 253
+"""Characters of a Kubernetes name (RFC 1123 subdomain)."""
+MAX_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path: sun_path of unix(7) without its closing zero."""
+CONTAINERD_NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
+"""containerd's pkg/identifiers; what else could lead out of the folder of the bundles."""
+
+
+def node_name_problem(name: str) -> str | None:
+    """A node's name, or nothing."""
+    if len(name) <= MAX_NODE_NAME and name.isprintable() and " " not in name:
+        return None
+    return f"must be a node's name: at most {MAX_NODE_NAME} characters without blanks"
+
+
+def path_problem(path: str) -> str | None:
+    """An absolute path."""
+    return None if path.startswith("/") and path.isprintable() else "must be an absolute path, such as /run/containerd"
+
+
+def socket_problem(path: str) -> str | None:
+    """The absolute path of a Unix socket."""
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        return f"must be at most {MAX_SOCKET_PATH} bytes: the path of a Unix socket cannot be longer"
+    return path_problem(path)
+
+
+def listen_problem(address: str) -> str | None:
+    """host:port, with an IPv6 address in brackets."""
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", " ")
+    good = bare and bare.isprintable() and " " not in bare
+    if good and port.isascii() and port.isdigit() and int(port[:6]) < 65536:
+        return None
+    return "must be host:port, such as 127.0.0.1:9797 or [::1]:9797"
+
+
+def namespaces_problem(names: tuple[str, ...]) -> str | None:
+    """At least one containerd namespace."""
+    if names and all(CONTAINERD_NAMESPACE.fullmatch(name) for name in names):
+        return None
+    return "must be names of containerd namespaces, at least one, such as [k8s.io]"
+
+
+def dns_name_problem(name: str) -> str | None:
+    """A name that can be asked for."""
+    try:
+        encode_name(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def unbuilt(what: str, default: Any) -> Callable[[Any], str | None]:  # noqa: ANN401 - any setting
+    """Accept only the default: what this version cannot do is refused, not ignored."""
+
+    def problem(value: Any) -> str | None:  # noqa: ANN401 - any setting
+        return None if value == default else f"this version has no {what} yet: leave it out"
+
+    return problem

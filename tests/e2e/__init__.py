@@ -1,0 +1,1 @@
+"""The agent as a process, at its default settings, against the faults of the lab."""

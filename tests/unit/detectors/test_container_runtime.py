@@ -1,0 +1,199 @@
+"""What container_runtime decides from plain values, and that it looks at the right things."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.clock import StallMeter
+from agent.detectors.container_runtime import (
+    REFUSED,
+    TASKS,
+    TIMEOUT,
+    UNRESPONSIVE,
+    ContainerRuntimeDetector,
+    ContainerRuntimeSettings,
+    Observation,
+)
+from agent.host.containerd import RuntimeAnswer
+from agent.host.exchange import Attempt, Ending, Phase
+from agent.host.service import Lifetime
+from agent.model import (
+    Action,
+    CannotSeeError,
+    CheckResult,
+    Finding,
+    NotApplicableError,
+    ProcessId,
+    Target,
+    TargetKind,
+)
+from agent.schema import rule_of
+
+ADDRESS = "/run/containerd/containerd.sock"
+CONTAINERD = ProcessId(701, 3000)
+OLD = Lifetime(CONTAINERD, 3600.0)
+SETTINGS = ContainerRuntimeSettings()
+QUICK = ContainerRuntimeSettings(deadline_seconds=0.1)
+
+
+def detector(address: str = ADDRESS, **more: Any) -> ContainerRuntimeDetector:
+    wiring: dict[str, Any] = {
+        "explicit": False,
+        "clock": StallMeter(),
+        "state_dir": Path("/nonexistent"),
+        "containerd_process": lambda: None,
+        "process_age": lambda _: None,
+        "settings": QUICK,
+    }
+    return ContainerRuntimeDetector(address=address, **(wiring | more))
+
+
+def check(*attempts: Attempt[RuntimeAnswer], life: Lifetime = OLD, refused_seconds: float = 0.0) -> CheckResult:
+    return detector(settings=SETTINGS).check(Observation(ADDRESS, attempts, life, refused_seconds))
+
+
+def answered(answer: RuntimeAnswer) -> Attempt[RuntimeAnswer]:
+    return Attempt(Ending.ANSWERED, Phase.TOTAL, 0.0012, 0.0001, 0.001, answer=answer)
+
+
+def ended(ending: Ending, phase: Phase = Phase.FIRST_BYTE, seconds: float = 5.0) -> Attempt[RuntimeAnswer]:
+    return Attempt(ending, phase, seconds, detail="ECONNREFUSED: connection refused")
+
+
+def only(result: CheckResult) -> Finding:
+    (finding,) = result.findings
+    assert finding.condition == UNRESPONSIVE
+    assert finding.reason in ContainerRuntimeDetector.conditions[UNRESPONSIVE]
+    assert finding.message.isprintable()
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            RuntimeAnswer(0, "", "containerd", "1.6.20~ds1"),
+            "containerd (pid 701) answered in 1 ms (containerd 1.6.20~ds1)",
+        ),
+        (RuntimeAnswer(0), "containerd (pid 701) answered in 1 ms"),
+        (
+            RuntimeAnswer(12, "unknown service"),
+            "containerd (pid 701) answered in 1 ms; its CRI is switched off, so it serves no kubelet",
+        ),
+        (
+            RuntimeAnswer(2, "server is not initialized yet"),
+            "containerd (pid 701) answered in 1 ms, with gRPC status 2: server is not initialized yet",
+        ),
+    ],
+)
+def test_any_answer_is_life(answer: RuntimeAnswer, message: str) -> None:
+    result = check(answered(answer))
+    assert not result.findings
+    assert result.healthy == {UNRESPONSIVE: message}
+
+
+def test_two_unanswered_connections_are_two_sightings() -> None:
+    finding = only(check(ended(Ending.TIMEOUT), ended(Ending.TIMEOUT, seconds=4.0)))
+    assert (finding.reason, finding.sightings, finding.timed) == (TIMEOUT, 2, True)
+    assert finding.recommended_action is Action.RESTART_CONTAINERD
+    assert finding.target == Target(TargetKind.CONTAINERD, pid=701, start_time=3000, address=ADDRESS)
+    assert "within 5 s, nor on a second connection" in finding.message
+    assert "ContainerdShimHung" in finding.message, "a restart is not always safe"
+    assert "running containers go on" in finding.message
+
+
+def test_a_lost_connection_alone_is_a_suspicion() -> None:
+    finding = only(check(ended(Ending.TIMEOUT), answered(RuntimeAnswer(0))))
+    assert (finding.reason, finding.sightings) == (TIMEOUT, 1)
+    assert "A second connection beside it: answered after 1 ms." in finding.message
+
+
+@pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.CLOSED])
+def test_refused(ending: Ending) -> None:
+    running, gone = only(check(ended(ending))), only(check(ended(ending), life=Lifetime()))
+    assert (running.reason, running.sightings, running.timed) == (REFUSED, 1, False)
+    assert (running.recommended_action, gone.recommended_action) == (Action.RESTART_CONTAINERD, Action.NONE)
+    assert "there is no process named containerd" in gone.message
+    assert gone.target.pid is None
+
+
+@pytest.mark.parametrize(
+    ("life", "refused_seconds", "excused"),
+    [
+        (Lifetime(CONTAINERD, 3.0), 2.0, True),
+        (Lifetime(CONTAINERD, 20.1), 2.0, False),
+        (Lifetime(CONTAINERD, 3.0), 20.1, False),
+        (Lifetime(ended=CONTAINERD), 4.9, True),
+        (Lifetime(ended=CONTAINERD), 5.1, False),
+    ],
+)
+def test_a_restart_excuses_for_a_while(life: Lifetime, refused_seconds: float, excused: bool) -> None:
+    result = check(ended(Ending.REFUSED), life=life, refused_seconds=refused_seconds)
+    assert bool(result.findings) is not excused
+    assert result.recheck_seconds == (1.0 if excused else None)
+
+
+@pytest.mark.parametrize("ending", [Ending.MALFORMED, Ending.TOO_LARGE])
+def test_something_else_at_the_address(ending: Ending) -> None:
+    result = check(ended(ending))
+    assert not result.findings
+    assert "is not gRPC" in result.unknown[UNRESPONSIVE]
+
+
+def test_the_defaults_name_a_hung_containerd_within_15_seconds() -> None:
+    longest_pause = SETTINGS.period_seconds * 1.1
+    assert longest_pause + SETTINGS.deadline_seconds < 14
+    assert longest_pause + SETTINGS.ended_grace_seconds + 1.0 + 0.5 < 14
+    assert (SETTINGS.period_seconds, SETTINGS.deadline_seconds) == (5.0, 5.0)
+    for item in ContainerRuntimeSettings.__dataclass_fields__.values():
+        assert rule_of(item.metadata).meaning
+
+
+# --- probing
+
+
+def test_absent_is_not_failed(tmp_path: Path) -> None:
+    with pytest.raises(NotApplicableError, match="there is no containerd at"):
+        detector(str(tmp_path / "c.sock"), state_dir=tmp_path).probe()
+    with pytest.raises(NotApplicableError, match="a containerd runs as pid 701, so it has another address"):
+        detector(str(tmp_path / "c.sock"), containerd_process=lambda: CONTAINERD).probe()
+
+
+def test_a_missing_socket_is_refused_if_containerd_is_expected(tmp_path: Path) -> None:
+    explicit = detector(str(tmp_path / "c.sock"), explicit=True)
+    assert only(explicit.check(explicit.probe())).reason == REFUSED
+    (tmp_path / TASKS / "k8s.io" / "abc").mkdir(parents=True)
+    watch = detector(str(tmp_path / "c.sock"), state_dir=tmp_path)
+    finding = only(watch.check(watch.probe()))
+    assert finding.reason == REFUSED
+    assert "ENOENT: no such file or directory" in finding.message
+
+
+def test_a_dead_socket_is_refused_and_a_silent_one_times_out(tmp_path: Path) -> None:
+    watch = detector(str(tmp_path / "c.sock"), containerd_process=lambda: CONTAINERD, process_age=lambda _: 99.0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "c.sock"))
+        listener.listen()
+        finding = only(watch.check(watch.probe()))
+        assert (finding.reason, finding.sightings) == (TIMEOUT, 2)
+        assert finding.target.pid == 701
+    assert only(watch.check(watch.probe())).reason == REFUSED
+
+
+def test_no_permission_is_said_and_not_blamed_on_containerd(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 120)  # our own error as well, and one that root makes too
+    path.touch()
+    with pytest.raises(CannotSeeError, match="cannot be asked: AF_UNIX path too long"):
+        detector(str(path)).probe()
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, os.strerror(13), str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(CannotSeeError, match=r"c\.sock cannot be looked into: Permission denied"):
+        detector(str(tmp_path / "c.sock")).probe()

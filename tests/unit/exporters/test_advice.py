@@ -1,0 +1,89 @@
+"""Commands that can be typed as they stand, whatever a workload calls itself."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from agent.exporters.advice import advise
+from agent.model import Action, Finding, PodRef, Target, TargetKind
+
+HOSTILE = "x;$(reboot)`id`\n\u202e'\""
+
+
+def finding(action: Action, target: Target, pod: PodRef | None = None) -> Finding:
+    return Finding("Condition", "Reason", "message", action, target, pod)
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("kind", TargetKind)
+def test_every_action_and_target_has_an_answer(action: Action, kind: TargetKind) -> None:
+    advice = advise(finding(action, Target(kind)))
+    assert advice.words.endswith(".")
+    assert all("None" not in command for command in advice.commands)
+
+
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("kind", TargetKind)
+@pytest.mark.parametrize("address", [HOSTILE, "-x", "fe80::1%;reboot", "1.2.3.4:53;reboot", "1.2.3.4:٣"])
+def test_no_name_of_a_stranger_becomes_a_command(action: Action, kind: TargetKind, address: str) -> None:
+    target = Target(kind, 7, 1, HOSTILE, HOSTILE, HOSTILE, "/x;reboot '$(id)'", address)
+    pods = (PodRef(HOSTILE, "x"), PodRef("x", HOSTILE), PodRef("x", "--all"), PodRef("--all", "x"), None)
+    for command in (command for pod in pods for command in advise(finding(action, target, pod)).commands):
+        assert " --all" not in command
+        assert command.isprintable()
+        lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        operators = [word for word in lexer if set(word) <= set("();<>|&")]
+        assert operators in ([], [">"])
+        assert "reboot" not in command or "'" in command
+
+
+def test_kill_shim_looks_before_it_kills() -> None:
+    advice = advise(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)))
+    assert advice.commands == ("cat /proc/42/comm", "kill -9 42")
+
+
+def test_a_parent_in_a_pod_ends_with_its_pod_and_another_by_signal() -> None:
+    target = Target(TargetKind.PROCESS, pid=42)
+    assert advise(finding(Action.KILL_PARENT, target, PodRef("shop", "cart-1"))).commands == (
+        "kubectl -n shop delete pod cart-1",
+    )
+    assert advise(finding(Action.KILL_PARENT, target)).commands[-1] == "kill 42"
+
+
+@pytest.mark.parametrize("key", ["frozenCgroup", "frozen_cgroup"])
+def test_the_frozen_ancestor_is_thawed_not_the_target(key: str) -> None:
+    frozen = replace(
+        finding(Action.THAW_CGROUP, Target(TargetKind.PROCESS, cgroup="/kubepods/pod1/abc")),
+        values={key: "/kubepods/pod1"},
+    )
+    assert advise(frozen).commands == (
+        "echo 0 > /sys/fs/cgroup/kubepods/pod1/cgroup.freeze",
+        "echo THAWED > /sys/fs/cgroup/freezer/kubepods/pod1/freezer.state",
+    )
+
+
+def test_no_path_leaves_the_cgroups() -> None:
+    assert advise(finding(Action.THAW_CGROUP, Target(TargetKind.SHIM, cgroup="/../../etc"))).commands == ()
+
+
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        ("10.96.0.10", "dig @10.96.0.10 kubernetes.default.svc.cluster.local"),
+        ("10.96.0.10:5353", "dig @10.96.0.10 -p 5353 kubernetes.default.svc.cluster.local"),
+        ("fd00::a", "dig @fd00::a kubernetes.default.svc.cluster.local"),
+        ("[fd00::a]:5353", "dig @fd00::a -p 5353 kubernetes.default.svc.cluster.local"),
+    ],
+)
+def test_a_dns_server_is_asked_where_it_listens(address: str, command: str) -> None:
+    assert advise(finding(Action.NONE, Target(TargetKind.DNS_SERVER, address=address))).commands == (command,)
+
+
+def test_flows_are_looked_at_before_they_are_deleted() -> None:
+    advice = advise(finding(Action.DELETE_CONNTRACK_FLOWS, Target(TargetKind.DNS_SERVER, address="fd00::a")))
+    assert advice.commands == (
+        "conntrack -L -f ipv6 -p udp --dport 53 -d fd00::a",
+        "conntrack -D -f ipv6 -p udp --dport 53 -d fd00::a",
+    )

@@ -1,0 +1,143 @@
+"""What is wrong first, all of it true, none of it able to move the cursor.
+
+tests/golden/report.txt is the whole plain report; after a wanted change, write it anew with
+UPDATE_GOLDEN=1 and read the difference.
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.exporters import report_rich, report_text
+from agent.model import ActiveFinding, DetectorState, DetectorStatus, NodeReport, Status
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "report.txt"
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+"""The only escape sequences that colour needs."""
+
+
+def test_the_plain_report_is_the_golden_one(report: NodeReport) -> None:
+    text = report_text.plain(report)
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_sections_come_in_the_order_of_need(report: NodeReport) -> None:
+    text = report_text.plain(report)
+    places = [
+        text.index(part)
+        for part in (
+            "2 things wrong",
+            "WHAT IS WRONG",
+            "ContainerdShimHung: ShimUnresponsive",
+            "kill -9 4242",
+            "ExcessiveDefunctProcesses: ",
+            "WHAT IS WELL",
+            "WHAT COULD NOT BE SEEN",
+            "CAP_NET_ADMIN",
+            "NOT ON THIS NODE",
+            "no trace of a kubelet",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_headlines(report: NodeReport, healthy_report: NodeReport) -> None:
+    def headline(seen: NodeReport) -> str:
+        return report_text.plain(seen).splitlines()[1]
+
+    by_status = {status: tuple(c for c in report.conditions if c.status is status) for status in Status}
+    assert headline(healthy_report) == "Nothing wrong was seen."
+    blind = replace(report, conditions=by_status[Status.FALSE] + by_status[Status.UNKNOWN][:1])
+    assert headline(blind) == "Nothing wrong was seen, but 1 condition could not be seen."
+    assert headline(replace(report, conditions=by_status[Status.UNKNOWN])) == (
+        "Nothing can be said: 2 conditions could not be seen."
+    )
+    assert headline(replace(report, conditions=())) == "Nothing can be said: no detector applies to this node."
+
+
+def test_no_line_but_a_command_is_wider_than_100(report: NodeReport, hostile_report: NodeReport) -> None:
+    long = replace(report.conditions[1], message="x" * 300)
+    for seen in (report, hostile_report, replace(report, conditions=(long,))):
+        for line in report_text.plain(seen).splitlines():
+            assert len(line) <= 100 or re.match(r" {6}(type| {4}) {8}\S", line), line
+
+
+@pytest.mark.parametrize("render", [report_text.plain, report_rich.render])
+def test_hostile_text_stays_text(hostile_report: NodeReport, render: Callable[[NodeReport], str]) -> None:
+    text = SGR.sub("", render(hostile_report))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\\x1b[31mx\\n</p><script>\\u202e\\xff" in text.replace("\n", "")
+
+
+def test_plain_has_no_escape_sequence(report: NodeReport) -> None:
+    assert "\x1b" not in report_text.plain(report)
+
+
+def test_colour_says_the_same_as_plain(report: NodeReport) -> None:
+    def words(text: str) -> set[str]:
+        return {word.strip(",.:").lower() for word in SGR.sub("", text).split()}
+
+    assert words(report_text.plain(report)) - words(report_rich.render(report)) <= {"node", "at", "type"}
+
+
+def test_commands_in_colour_are_never_broken(report: NodeReport) -> None:
+    text = SGR.sub("", report_rich.render(report, width=44))
+    assert "kubectl -n data delete pod redis-0" in [line.strip() for line in text.splitlines()]
+
+
+def test_many_findings_are_told_briefly_after_the_first_ten(report: NodeReport) -> None:
+    first = report.conditions[0].findings[0]
+    many = tuple(
+        ActiveFinding(replace(first.finding, message=f"shim {number} hangs", reason="ShimOperationStuck"), first.since)
+        for number in range(30)
+    )
+    text = report_text.plain(replace(report, conditions=(replace(report.conditions[0], findings=many),)))
+    assert text.count("what to do") == 10
+    assert "    20 more:\n    - shim 10 hangs\n" in text
+    assert all(f"shim {number} hangs" in text for number in range(30))
+    assert text.count("reason      ShimOperationStuck") == 10  # it differs from the condition's own
+
+
+def test_a_condition_without_findings_still_says_its_message(report: NodeReport) -> None:
+    text = report_text.plain(replace(report, conditions=(replace(report.conditions[0], findings=()),)))
+    assert "    a shim hangs\n      since       2026-08-01 03:09:40 UTC (3 min ago)\n" in text
+
+
+def test_a_failure_is_told_once(report: NodeReport) -> None:
+    assert report_text.plain(report).count("CAP_NET_ADMIN") == 1
+    failed = DetectorStatus("conntrack_dns", DetectorState.FAILED, "something else broke", 0.0, report.observed_at)
+    assert "something else broke" in report_text.plain(replace(report, detectors=(failed,)))
+
+
+def test_a_stream_of_few_letters_gets_escapes(report: NodeReport) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    report_text.write(replace(report, node_name="wörker"), stream, colour=False)
+    stream.flush()
+    assert raw.getvalue().startswith(b"Node w\\xf6rker at ")
+
+
+def test_write_colours_on_demand(report: NodeReport) -> None:
+    plain, coloured = io.StringIO(), io.StringIO()
+    report_text.write(report, plain, colour=False)
+    report_text.write(report, coloured, colour=True)
+    assert plain.getvalue() == report_text.plain(report)
+    assert "\x1b[" in coloured.getvalue()
+
+
+def test_nothing_of_the_daemon_loads_rich() -> None:
+    code = (
+        "import sys, agent.exporters.http, agent.exporters.metrics, agent.exporters.report_text, "
+        "agent.exporters.report_json; sys.exit('rich' in sys.modules)"
+    )
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

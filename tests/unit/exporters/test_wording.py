@@ -1,0 +1,80 @@
+"""Values as a tired person reads them."""
+
+import math
+
+import pytest
+
+from agent.exporters.wording import ago, duration, measured, moment
+from agent.model import Value
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.0004, "0.4 ms"),
+        (0.9994, "999 ms"),
+        (0.9999, "1.0 s"),
+        (2.04, "2.0 s"),
+        (9.97, "10 s"),
+        (119.4, "119 s"),
+        (200, "3 min 20 s"),
+        (180, "3 min"),
+        (7199.9, "120 min"),
+        (93784, "26 h 3 min"),
+        (86400 * 3 + 7200, "3 d 2 h"),
+        (86400 * 1000, "1,000 d"),
+        (-5, "-5.0 s"),
+        (math.inf, "without end"),
+        (math.nan, "not known"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("gone", "text"),
+    [
+        (-5, "just now"),
+        (1, "just now"),
+        (60, "60 s ago"),
+        (185, "3 min ago"),
+        (7200, "2 h ago"),
+        (86400 * 3, "3 d ago"),
+    ],
+)
+def test_how_long_ago(gone: float, text: str) -> None:
+    assert ago(1000.0, 1000.0 + gone) == text
+
+
+def test_moments_are_in_utc() -> None:
+    assert moment(1785553965.25) == "2026-08-01 03:12:45 UTC"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name", "text"),
+    [
+        ("connect_seconds", 0.0021, "connect", "2.1 ms"),
+        ("oldestSeconds", 200, "oldest", "3 min 20 s"),
+        ("lastAnsweredSecondsAgo", 61.0, "last answered", "61 s ago"),
+        ("memory_bytes", 41943040, "memory", "40.0 MiB"),
+        ("small_bytes", 12, "small", "12 B"),
+        ("fill_ratio", 0.987, "fill", "98.7 %"),
+        ("throttled_percent", 5, "throttled", "5 %"),
+        ("growthPerSecond", 2.5, "growth", "2.5/s"),
+        ("zombies", 16018, "zombies", "16,018"),
+        ("load", 1234.6, "load", "1,235"),
+        ("pid", 123456, "PID", "123456"),
+        ("shim_pid", 123456, "shim PID", "123456"),
+        ("node_local_dns", True, "node local DNS", "yes"),
+        ("wchan", None, "wchan", "not known"),
+        ("comm", "a\nb", "comm", "a\\nb"),
+        ("comm", "", "comm", "(empty)"),
+        ("comms", ("a", "\x1b"), "comms", "a, \\x1b"),
+        ("container", "9c0e6f0d1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5", "container", "9c0e6f0d1a2b"),
+        ("end", math.inf, "end", "without end"),
+    ],
+)
+def test_measured_values(key: str, value: Value, name: str, text: str) -> None:
+    assert measured(key, value) == (name, text)
