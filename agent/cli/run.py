@@ -69,7 +69,7 @@ class Supervisor:
         log.info("started", extra={"version": __version__, "listen": listen, "detectors": [r.name for r in runners]})
         for runner in runners:
             runner.start()
-        while signal.sigtimedwait(STOP_SIGNALS, TICK_SECONDS) is None:
+        while not _told_to_stop():
             self._beat = self._clock.awake()
             for runner in runners:
                 runner.check_overdue()
@@ -81,3 +81,13 @@ class Supervisor:
 
     def _alive(self) -> bool:
         return self._clock.awake() - self._beat < ALIVE_SECONDS
+
+
+def _told_to_stop() -> bool:
+    """Wait a tick for a signal to stop.
+
+    Python answers with an empty siginfo where the wait was cut short and its time is over, as a SIGSTOP
+    and SIGCONT do, so only a signal that was waited for counts.
+    """
+    received = signal.sigtimedwait(STOP_SIGNALS, TICK_SECONDS)
+    return received is not None and received.si_signo in STOP_SIGNALS

@@ -150,8 +150,9 @@ class Runner:
         last_run = self._last().status.last_run_time
         status = DetectorStatus(self.name, DetectorState.OVERDUE, message, running, last_run, self._discarded)
         with self._lock:
-            if self._run is run:  # else it has returned just now, and its own word counts
-                self._publish(status, self._all_unknown(REASON_PROBE_OVERDUE, message))
+            if self._run is not run:  # it has returned just now, and its own word counts
+                return False
+            self._publish(status, self._all_unknown(REASON_PROBE_OVERDUE, message))
         return True
 
     def _loop(self) -> None:

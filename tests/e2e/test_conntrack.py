@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def race_and_pressure_are_false(agent: AgentProcess) -> bool:
     ],
 )
 def test_a_table_that_fills_up_is_named_and_clears(
-    watched: tuple[Node, AgentProcess], maker: "type[AbstractContextManager[int]]", reasons: set[str]
+    watched: tuple[Node, AgentProcess], maker: Callable[[Node], AbstractContextManager[int]], reasons: set[str]
 ) -> None:
     node, agent = watched
     wait_until(lambda: race_and_pressure_are_false(agent), 20, "the table is well")

@@ -55,6 +55,16 @@ class RealClock:
 
 
 @dataclass
+class ShiftedClock(RealClock):
+    """This machine's time, set ahead as far as told."""
+
+    ahead: float = 0.0
+
+    def awake(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@dataclass
 class ManualClock:
     """Time that passes when told to, and `step` seconds more each time somebody asks."""
 

@@ -1,6 +1,7 @@
 """The settings file: what it may say, and how every mistake in it is told."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,9 @@ def test_describe_names_every_field() -> None:
 
 def test_what_is_set_is_taken_and_the_rest_keeps_its_default(loaded: Load) -> None:
     settings = loaded("detectors: {kubelet_healthz: {slow_seconds: 1}}\nhttp: {listen: '[::1]:80'}\n").settings
-    assert settings.detectors.kubelet_healthz.slow_seconds == 1.0
-    assert settings.detectors.kubelet_healthz.period_seconds == 3.0
+    default = Settings()
+    kubelet = replace(default.detectors.kubelet_healthz, slow_seconds=1.0)
+    assert settings.detectors == replace(default.detectors, kubelet_healthz=kubelet)
     assert settings.http.listen == "[::1]:80"
 
 
@@ -240,8 +242,8 @@ def test_the_node_is_named_by_the_setting_or_the_environment_or_the_host(
 
 
 def test_ten_mistakes_are_ten_lines_each_with_its_place_and_what_would_be_right(refused: Refuse) -> None:
-    lines = refused(TEN_MISTAKES)
-    assert lines == [
+    namespaces = "must be names of containerd namespaces, at least one, such as [k8s.io]; it is a list"
+    assert refused(TEN_MISTAKES) == [
         "line 1: node_name: must be text, and YAML reads yes as true or false: put it in quotes",
         "line 3: http.listn: unknown key; did you mean listen?",
         "line 4: dns.servers: must be a list, such as [one, two] or [], not 10.0.0.1",
@@ -250,8 +252,7 @@ def test_ten_mistakes_are_ten_lines_each_with_its_place_and_what_would_be_right(
         "line 8: detectors.kubelet_healthz.failure_threshold: must be at least 1; it is 0",
         "line 9: detectors.kubelet_healthz.enabled: must be true or false, not 1",
         "line 10: detectors.containerd_shim: must be a table of settings (key: value), not a list",
-        "line 12: containerd.namespaces: must be names of containerd namespaces, at least one, such as [k8s.io]; "
-        "it is a list",
+        f"line 12: containerd.namespaces: {namespaces}",
         "line 13: containerd.namespaces: is set twice, first in line 12",
     ]
 
@@ -271,11 +272,11 @@ def test_the_error_as_a_whole_counts_the_mistakes(file: Path) -> None:
         ("node_name:", "line 1: node_name: has no value: leave the line out, and the default holds"),
         ("node_name: 'a b'", "node_name: must be a node's name"),
         ("http: 5", "line 1: http: must be a table of settings (key: value), not 5"),
-        ("http: {listen: x}", 'such as 127.0.0.1:9797 or [::1]:9797; it is x'),
-        ("http: {listen: ':9797'}", 'http.listen: must be host:port'),
-        ("http: {listen: '::1:9797'}", 'http.listen: must be host:port'),
-        ("http: {listen: 'a:65536'}", 'http.listen: must be host:port'),
-        ("http: {listen: 'a:²'}", 'http.listen: must be host:port'),
+        ("http: {listen: x}", "such as 127.0.0.1:9797 or [::1]:9797; it is x"),
+        ("http: {listen: ':9797'}", "http.listen: must be host:port"),
+        ("http: {listen: '::1:9797'}", "http.listen: must be host:port"),
+        ("http: {listen: 'a:65536'}", "http.listen: must be host:port"),
+        ("http: {listen: 'a:²'}", "http.listen: must be host:port"),
         ("host: {proc: proc}", "host.proc: must be an absolute path, such as /run/containerd; it is proc"),
         ('host: {proc: "/a\\0b"}', "host.proc: must be an absolute path"),
         (f"containerd: {{address: /{'x' * 107}}}", "containerd.address: must be at most 107 bytes"),
@@ -301,7 +302,7 @@ def test_the_error_as_a_whole_counts_the_mistakes(file: Path) -> None:
         ("5: 1", "line 1: 5: unknown key; known here:"),
         ("on: 1", "line 1: on: unknown key; known here:"),
         ("? [a, b]\n: 1", "a list: unknown key; known here:"),
-        ("\"a\\x1b[31m\": 1", "line 1: a\\x1b[31m: unknown key"),
+        ('"a\\x1b[31m": 1', "line 1: a\\x1b[31m: unknown key"),
         (f"{'k' * 999}: 1", f"line 1: {'k' * 37}...: unknown key"),
         ("<<: {node_name: x}", "line 1: <<: unknown key"),
         ("- a", "line 1: must be a table of settings (key: value), not a list"),
@@ -362,12 +363,18 @@ def test_what_this_version_cannot_do_is_refused_not_ignored(refused: Refuse, tex
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        ("containerd_shim: {timeout_seconds: 2}", "timeout_seconds: must be more than ping_seconds (2)"),
-        ("conntrack_dns: {timeout_seconds: 5}", "must be more than six times attempt_seconds (12)"),
-        ("kubelet_healthz: {deadline_seconds: 20}", "timeout_seconds: must be more than deadline_seconds (20)"),
-        ("container_runtime: {timeout_seconds: 1}", "must be more than deadline_seconds (5)"),
-        ("kubelet_healthz: {deadline_seconds: 2}", "slow_seconds: must be less than deadline_seconds (2)"),
-        ("conntrack_dns: {min_lost_pairs: 6}", "min_lost_pairs: must be at most repeat_pairs + 1 (5)"),
+        (
+            "containerd_shim: {timeout_seconds: 1, ping_seconds: 1}",
+            "timeout_seconds: must be more than ping_seconds (1)",
+        ),
+        ("conntrack_dns: {timeout_seconds: 5, attempt_seconds: 2}", "must be more than six times attempt_seconds (12)"),
+        ("kubelet_healthz: {deadline_seconds: 60}", "timeout_seconds: must be more than deadline_seconds (60)"),
+        ("container_runtime: {timeout_seconds: 1, deadline_seconds: 5}", "must be more than deadline_seconds (5)"),
+        (
+            "kubelet_healthz: {deadline_seconds: 2, slow_seconds: 2}",
+            "slow_seconds: must be less than deadline_seconds (2)",
+        ),
+        ("conntrack_dns: {min_lost_pairs: 6, repeat_pairs: 4}", "min_lost_pairs: must be at most repeat_pairs + 1 (5)"),
     ],
 )
 def test_settings_that_would_blind_a_detector_are_refused(refused: Refuse, table: str, line: str) -> None:
@@ -376,7 +383,7 @@ def test_settings_that_would_blind_a_detector_are_refused(refused: Refuse, table
 
 
 def test_a_contradiction_names_the_line_if_there_is_one(refused: Refuse) -> None:
-    assert refused("\ndetectors: {containerd_shim: {timeout_seconds: 2}}")[0].startswith("line 2: detectors.")
+    assert refused("\ndetectors: {containerd_shim: {timeout_seconds: 0.1}}")[0].startswith("line 2: detectors.")
     assert refused("detectors: {containerd_shim: {ping_seconds: 30}}")[0].startswith("detectors.containerd_shim.time")
 
 
@@ -399,20 +406,16 @@ def test_no_tree_of_values_does_anything_but_load_or_be_refused(
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "tree.yaml"
     file.write_text(yaml.safe_dump(tree))
-    try:
+    with suppress(SettingsError):
         load(file)
-    except SettingsError as error:
-        assert error.problems
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_do_anything_but_load_or_be_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "bytes.yaml"
     file.write_bytes(content)
-    try:
+    with suppress(SettingsError):
         load(file)
-    except SettingsError as error:
-        assert error.problems
 
 
 def test_presence_is_marked_where_the_detectors_rely_on_it() -> None:

@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 
-from agent.detectors.conntrack_dns import (
-    PRESSURE,
-    RACE,
-    UNAVAILABLE,
-    ConntrackDnsDetector,
-    ConntrackDnsObservation,
-    ConntrackDnsSettings,
-)
+from agent.detectors.conntrack_dns import ConntrackDnsDetector, ConntrackDnsSettings
+from agent.detectors.conntrack_dns_look import ConntrackDnsObservation
+from agent.detectors.conntrack_findings import PRESSURE
+from agent.detectors.dns_findings import UNAVAILABLE
+from agent.detectors.race_findings import RACE
 from agent.host.conntrack import ConntrackSample, DnsFlow, Flows, NotTrackedError
 from agent.host.dns import DnsServer, DnsServers, Exchange, Fate, Query
 from agent.model import (
@@ -27,6 +24,7 @@ from agent.model import (
     Target,
     TargetKind,
 )
+from agent.pipeline.runner import JITTER
 from agent.schema import rule_of
 
 SERVER = DnsServer("10.96.0.10")
@@ -147,14 +145,14 @@ class Bench:
         self.asked_owners.append(sources)
         return {"10.0.0.7": POD}
 
-    def look(self, after: float = 8.0) -> CheckResult:
+    def look(self, after: float = 5.0) -> CheckResult:
         self.clock.now += after
         return self.detector.check(self.detector.probe())
 
 
 def decide(**seen: Any) -> CheckResult:
     """Decide on one observation; a conntrack at rest and one healthy server unless told otherwise."""
-    given = {"servers": SERVERS, "exchanges": (WELL,), "window_seconds": 8.0, **seen}
+    given = {"servers": SERVERS, "exchanges": (WELL,), "window_seconds": 5.0, **seen}
     if not {"current", "blind", "elsewhere", "not_tracked"} & seen.keys():
         given |= {"current": sample(ZERO), "base": sample(ZERO), "previous": sample(ZERO)}
     bench = Bench(FakeConntrack(sample(ZERO)))
@@ -280,7 +278,7 @@ class TestSequences:
     def test_a_rise_is_still_seen_by_the_look_that_confirms_it_and_then_ends(self) -> None:
         lost = sample({**ZERO, "early_drop": 5})
         bench = Bench(FakeConntrack(sample(ZERO), sample(ZERO), lost))
-        looks = [bench.look(after) for after in (8, 8, 8, 0.5, 5)]
+        looks = [bench.look(after) for after in (5, 5, 5, 0.5, 5)]
         assert [reasons(look) for look in looks] == [set(), set(), *[{(PRESSURE, "EarlyDrop")}] * 2, set()]
         assert looks[3].follow_seconds == 5.0
         assert looks[4].follow_seconds is None
@@ -525,7 +523,7 @@ class TestMetrics:
     def test_increments_are_since_the_previous_look_and_not_since_the_base(self) -> None:
         three = [sample({**ZERO, "clash_resolve": number}) for number in (0, 5, 6)]
         bench = Bench(FakeConntrack(*three))
-        looks = [bench.look(after) for after in (8, 8, 0.5)]
+        looks = [bench.look(after) for after in (5, 5, 0.5)]
         counted = [s.value for look in looks for s in look.samples if s.labels == ("clash_resolve",)]
         assert counted == [0, 5, 1]
 
@@ -556,7 +554,7 @@ def test_promised_defaults() -> None:
     settings = ConntrackDnsSettings()
     assert {item.name: getattr(settings, item.name) for item in fields(settings)} == {
         "enabled": True,
-        "period_seconds": 8.0,
+        "period_seconds": 5.0,
         "timeout_seconds": 20.0,
         "failure_threshold": 2,
         "success_threshold": 1,
@@ -573,6 +571,12 @@ def test_promised_defaults() -> None:
         "min_lost_pairs": 2,
     }
     assert all(rule_of(item.metadata).meaning for item in fields(settings))
+
+
+def test_a_silent_server_is_named_within_10_s_at_the_defaults() -> None:
+    settings = ConntrackDnsSettings()
+    assert decide(exchanges=(SILENT,)).findings[0].sightings >= settings.failure_threshold  # one look is enough
+    assert settings.period_seconds * (1 + JITTER) + 2 * settings.attempt_seconds < 10
 
 
 def test_is_a_detector() -> None:

@@ -273,7 +273,7 @@ def test_silent_clients_never_cost_others_their_turn(served: HttpExporter) -> No
             stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=5))
         begin = time.monotonic()
         assert get(served, "/livez")[0].status == 200
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 3
         assert threading.active_count() < server_module.MAX_CONNECTIONS + 20
 
 

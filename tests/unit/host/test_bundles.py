@@ -163,7 +163,7 @@ class TestAddress:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda path: path.symlink_to("/etc/hostname"),
+            lambda path: path.symlink_to("real"),
             os.mkfifo,
             lambda path: path.mkdir(),
             lambda path: os.mknod(path, 0o20600, os.makedev(1, 5)),
@@ -175,13 +175,14 @@ class TestAddress:
         self, state: StateDir, bundles: Bundles, name: str, make: Callable[[Path], None]
     ) -> None:
         path = state.add("a") / name
-        path.unlink()
+        path.rename(path.parent / "real")
         make(path)
         bundle = the_one(bundles)
-        assert {"address": bundle.address, "init.pid": bundle.init_pid, "config.json": bundle.identity.pod}[name] in (
-            "",
-            None,
-        )
+        assert {
+            "address": bundle.problem == NO_ADDRESS_YET,
+            "init.pid": bundle.init_pid is None,
+            "config.json": bundle.identity.problem == "its config.json cannot be read",
+        }[name]
 
     @pytest.mark.parametrize("content", ["", "-1", "12a", "²", "99999999999999", "1 2", "\ufffd"])
     def test_a_pid_that_is_none_counts_as_not_written_yet(
@@ -203,12 +204,22 @@ class TestIdentity:
         state.add("a", pod=None)
         assert (the_one(bundles).identity.pod, the_one(bundles).identity.problem) == (None, "")
 
-    def test_a_config_of_100_mb_is_not_read(self, state: StateDir, bundles: Bundles) -> None:
+    def test_a_config_of_100_mb_is_not_read(
+        self, state: StateDir, bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def counted(file: int, limit: int) -> bytes:
+            sizes.append(len(part := read(file, limit)))
+            return part
+
+        sizes: list[int] = []
+        read = os.read
         with (state.add("a") / "config.json").open("ab") as config:
             config.truncate(100_000_000)
+        monkeypatch.setattr(os, "read", counted)
         bundle = the_one(bundles)
         assert "larger than 1 MiB" in bundle.identity.problem
         assert bundle.address != ""
+        assert sum(sizes) < MAX_CONFIG_BYTES + 1000
 
     def test_a_config_just_within_the_limit_is_read(self, state: StateDir, bundles: Bundles) -> None:
         config = state.add("a") / "config.json"

@@ -203,8 +203,11 @@ class TestStrayShims:
         node.state.remove(A)
         assert node.take().stray_shims == (StrayShim(process, A, "k8s.io", WEB),)
 
-    def test_a_shim_that_ends_between_the_readings_is_neither_stray_nor_unseen(self, node: Node) -> None:
+    @pytest.mark.parametrize("known", [False, True])
+    def test_a_shim_that_ends_between_the_readings_is_neither_stray_nor_unseen(self, node: Node, known: bool) -> None:
         node.container()
+        if known:
+            node.take()
 
         def end() -> None:
             node.proc.remove(400)

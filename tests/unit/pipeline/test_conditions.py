@@ -56,6 +56,7 @@ def after(*results: CheckResult) -> Hysteresis:
         (".ss.", (2, 1), "FFTF"),
         (".ss..", (2, 2), "FFTTF"),
         (".ss.s.s..", (2, 2), "FFTTTTTTF"),
+        (".s.s", (2, 2), "FFFF"),
         (".ss?ss", (2, 1), "FFTUTT"),
         (".ss?.", (2, 1), "FFTUF"),
         (".s?s", (2, 1), "FFUT"),

@@ -1,7 +1,7 @@
 """When a detector looks, what becomes of its word, and what a detector that misbehaves cannot do."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,7 +16,7 @@ from agent.model import (
     Sample,
     Status,
 )
-from agent.pipeline.board import Board
+from agent.pipeline.board import Board, Entry
 from agent.pipeline.runner import CONFIRM_SECONDS, MAX_DISCARDS, MIN_PAUSE_SECONDS, Runner
 from tests.lab.waiting import wait_until
 from tests.unit.doubles import CLEAN, DIRTY, SICK, FakeClock, Script, Stuck, runner_of, sick
@@ -155,7 +155,7 @@ def test_a_finding_outlives_blindness_with_its_first_time(board: Board, clock: F
 
 def test_a_listener_that_raises_does_not_end_the_watch(board: Board, clock: FakeClock) -> None:
     runner = runner_of(Script(CLEAN), board, clock)
-    board.subscribe(lambda _: 1 / 0)  # type: ignore[arg-type, return-value]
+    board.subscribe(lambda _: 1 / 0)  # type: ignore[arg-type]
     status, _ = look(runner, board)
     assert status.state is DetectorState.OK
 
@@ -227,6 +227,28 @@ def test_a_stuck_probe_is_overdue_and_not_started_again_and_recovers(board: Boar
         detector.release.set()
         wait_until(lambda: told(board, "stuck")[0].state is DetectorState.OK, 5, "the look has returned")
         assert not runner.check_overdue()
+
+
+def test_a_probe_that_returns_at_the_last_moment_has_the_last_word(clock: FakeClock) -> None:
+    class LateBoard(Board):
+        meanwhile: list[Callable[[], object]] = []  # noqa: RUF012 - of this one board
+
+        def entry(self, detector: str) -> Entry | None:
+            while self.meanwhile:
+                self.meanwhile.pop()()
+            return super().entry(detector)
+
+    def returned() -> None:
+        detector.release.set()
+        wait_until(lambda: told(board, "stuck")[0].state is DetectorState.OK, 5, "the look has returned")
+
+    board, detector = LateBoard("worker-3", clock), Stuck()
+    runner = runner_of(detector, board, clock, timeout_seconds=20)
+    with started(runner, released=detector):
+        clock.pass_time(21)
+        board.meanwhile.append(returned)
+        assert not runner.check_overdue()
+        assert told(board, "stuck")[0].state is DetectorState.OK
 
 
 def test_our_own_stall_makes_no_probe_overdue(board: Board, clock: FakeClock) -> None:

@@ -1,0 +1,129 @@
+"""`nodediag run`: starts plainly, serves, and stops within two seconds whatever its probes do."""
+
+import http.client
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import __version__
+from agent.cli.parser import parse
+from tests.lab.waiting import wait_until
+from tests.unit.cli.processes import (
+    SECONDS,
+    closed_port,
+    command,
+    config_file,
+    ended,
+    log_line,
+    running,
+)
+
+STOP_SECONDS = 2
+
+STUCK_AGENT = """
+import threading
+from agent import __main__, app
+from agent.pipeline.board import Board
+from tests.unit.doubles import Stuck, runner_of
+
+class Shouting(Stuck):
+    def probe(self):
+        threading.Thread(target=threading.Event().wait, daemon=False).start()  # would have to be joined
+        print("probing", flush=True)
+        return super().probe()
+
+def build(loaded, clock):
+    board, detector = Board("worker-3", clock), Shouting()
+    return app.Agent(board, (detector,), (runner_of(detector, board, clock, timeout_seconds=0.1),))
+
+app.build = build
+__main__.main()
+"""
+
+
+def get(listen: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(listen, timeout=SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["term", "int twice"])
+def test_a_stop_signal_ends_it_in_time_and_cleanly(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    with closed_port() as port, running(command("run", "--config", config_file(tmp_path, port))) as process:
+        assert process.stderr is not None
+        line = log_line(process.stderr, "started")
+        assert (line["version"], line["detectors"]) == (__version__, ["kubelet_healthz"])
+        assert get(line["listen"], "/livez")[0] == 200
+        wait_until(lambda: get(line["listen"], "/readyz")[0] == 200, SECONDS, "every detector has looked")
+        code, seconds, output, errors = ended(process, *signals)
+    assert (code, output) == (0, "")
+    assert seconds < STOP_SECONDS
+    assert '"message": "stopped"' in errors
+    assert "Traceback" not in errors
+
+
+def test_a_stuck_probe_is_told_and_delays_neither_answers_nor_the_end(tmp_path: Path) -> None:
+    words = [command()[0], "-c", STUCK_AGENT, "run", "--config", str(config_file(tmp_path, 1))]
+    with running(words) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        listen = log_line(process.stderr, "started")["listen"]
+        assert process.stdout.readline() == "probing\n"
+        wait_until(lambda: "stuck" not in get(listen, "/readyz")[1], SECONDS, "the probe is overdue")
+        assert 'nodediag_detector_overdue{detector="stuck"} 1.0' in get(listen, "/metrics")[1]
+        assert get(listen, "/livez") == (200, "ok\n")
+        code, seconds, output, _ = ended(process, signal.SIGTERM)
+    assert (code, output) == (0, "")
+    assert seconds < STOP_SECONDS
+
+
+def test_a_port_in_use_is_told_plainly(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = f"127.0.0.1:{other.getsockname()[1]}"
+        words = command("run", "--config", config_file(tmp_path, 1, listen))
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 2
+    assert f"nodediag: cannot serve HTTP on {listen}: address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_that_cannot_be_used_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "nodediag.yaml"
+    file.write_text("http: {listen: 9797}\n")
+    function, arguments = parse(["run", "--config", str(file)])
+    assert function(arguments) == 2
+    begin = f"nodediag: settings refused: {file}: 1 mistake\n  line 1: http.listen: must be text"
+    assert capsys.readouterr().err.startswith(begin)
+
+
+def test_the_version_is_told_by_the_module_itself() -> None:
+    done = subprocess.run(command("--version"), capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout == f"nodediag {__version__}\n"
+
+
+def test_being_stopped_and_continued_is_not_being_told_to_stop(tmp_path: Path) -> None:
+    with closed_port() as port, running(command("run", "--config", config_file(tmp_path, port))) as process:
+        assert process.stderr is not None
+        listen = log_line(process.stderr, "started")["listen"]
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: process_state(process.pid) == "T", SECONDS, "the agent is stopped")
+        time.sleep(1.5)  # longer than its tick: the wait it was stopped in has run out when it goes on
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: get(listen, "/livez")[0] == 200, SECONDS, "the agent goes on")
+        stalled = "nodediag_self_stall_seconds_total"
+        wait_until(lambda: f"{stalled} 1." in get(listen, "/metrics")[1], SECONDS, "its stall is counted")
+        assert process.poll() is None
+
+
+def process_state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
