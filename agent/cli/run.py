@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import select
 import signal
 import sys
 
@@ -16,7 +18,6 @@ from agent.settings import Loaded
 
 NAME = "run"
 HELP = "watch this node until told to stop (the daemon)"
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 TICK_SECONDS = 1.0
 ALIVE_SECONDS = 10.0
 """/livez fails once the supervising loop has not come round for this long of awake time."""
@@ -34,22 +35,38 @@ def main(arguments: argparse.Namespace) -> int:
     loaded = load_or_explain(arguments.config)
     if loaded is None:
         return EXIT_UNKNOWN
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # before any thread: they inherit it
+    stop = StopSignals()
     logs.configure()
     clock = StallMeter()
     clock.start()
-    return Supervisor(loaded, clock).run()
+    return Supervisor(loaded, clock, stop).run()
+
+
+class StopSignals:
+    """Waits for SIGTERM or SIGINT on the descriptor the interpreter itself writes signals to.
+
+    A handler written in Python may interrupt any line, and nearly nothing is safe to do in one. And
+    sigtimedwait is no way out: cut short by SIGSTOP and SIGCONT, CPython returns a siginfo of garbage.
+    """
+
+    def __init__(self) -> None:
+        self._arrived, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+
+    def wait(self, seconds: float) -> bool:
+        """Return True once such a signal has come, False if none came in time."""
+        return bool(select.select([self._arrived], [], [], seconds)[0])
 
 
 class Supervisor:
-    """Starts the parts, watches over the looks under way, and stops everything within a moment.
+    """Starts the parts, watches over the looks under way, and stops everything within a moment."""
 
-    The stop signals must be blocked: they are waited for, not handled, since a handler may
-    interrupt any line of Python and nearly nothing is safe to do in it.
-    """
-
-    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+    def __init__(self, loaded: Loaded, clock: Clock, stop: StopSignals) -> None:
         self._clock = clock
+        self._stop = stop
         self._beat = clock.awake()
         self._agent = app.build(loaded, clock)
         metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__)
@@ -69,7 +86,7 @@ class Supervisor:
         log.info("started", extra={"version": __version__, "listen": listen, "detectors": [r.name for r in runners]})
         for runner in runners:
             runner.start()
-        while not _told_to_stop():
+        while not self._stop.wait(TICK_SECONDS):
             self._beat = self._clock.awake()
             for runner in runners:
                 runner.check_overdue()
@@ -81,13 +98,3 @@ class Supervisor:
 
     def _alive(self) -> bool:
         return self._clock.awake() - self._beat < ALIVE_SECONDS
-
-
-def _told_to_stop() -> bool:
-    """Wait a tick for a signal to stop.
-
-    Python answers with an empty siginfo where the wait was cut short and its time is over, as a SIGSTOP
-    and SIGCONT do, so only a signal that was waited for counts.
-    """
-    received = signal.sigtimedwait(STOP_SIGNALS, TICK_SECONDS)
-    return received is not None and received.si_signo in STOP_SIGNALS
