@@ -46,6 +46,7 @@ class StallMeter:
         self._stalled = 0.0
         self._awake = 0.0
         self._last_tick = time.monotonic()
+        self._measuring = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stall-meter", daemon=True)
 
@@ -53,10 +54,13 @@ class StallMeter:
         """Begin to measure; before this, no stall is noticed."""
         with self._lock:
             self._last_tick = time.monotonic()
+            self._measuring = True
         self._thread.start()
 
     def stop(self) -> None:
-        """End the measuring thread."""
+        """End the measuring thread; from here on no stall is noticed."""
+        with self._lock:
+            self._measuring = False
         self._stop.set()
 
     def wall(self) -> float:
@@ -80,7 +84,7 @@ class StallMeter:
             return self._stalled + self._running_stall(time.monotonic())
 
     def _running_stall(self, now: float) -> float:
-        if not self._thread.is_alive():
+        if not self._measuring:
             return 0.0
         late = now - self._last_tick - self._tick
         return late if late > self._tolerance else 0.0

@@ -48,7 +48,7 @@ T = TypeVar("T")
 class ContainerdShimSettings(DetectorSettings):
     """Settings of the containerd_shim detector."""
 
-    period_seconds: float = setting(4.0, "time between two looks; each is jittered by 10 %", minimum=1, maximum=3600)
+    period_seconds: float = setting(5.0, "time between two looks; each is jittered by 10 %", minimum=1, maximum=3600)
     ping_seconds: float = setting(
         2.0,
         "how long one look waits for answers; what is still open is listened to at the next",
@@ -63,7 +63,7 @@ class ContainerdShimSettings(DetectorSettings):
         8.0, "State unanswered for this long while Connect answers: an operation is stuck", minimum=1, maximum=600
     )
     leak_seconds: float = setting(
-        8.0,
+        6.0,
         "a dead, orphaned or empty shim is passed over for this long: it may be on its way out",
         minimum=1,
         maximum=3600,

@@ -8,7 +8,6 @@ Everything is read without following links, bounded in size, and may vanish whil
 import json
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,18 +44,23 @@ class Bundle:
     address: str
     task_version: int
     init_pid: int | None
-    age_seconds: float
+    modified_at: float
     identity: Identity
     problem: str = ""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether containerd has written all of it; what is complete never changes again."""
+        return bool(self.address) and self.init_pid is not None and not self.identity.problem
+
 
 class Bundles:
-    """Lists the bundles of the configured namespaces. Remembers identities, since a bundle's config never changes."""
+    """Lists the bundles of the configured namespaces. Remembers the complete ones, since they never change."""
 
     def __init__(self, state_dir: str, namespaces: tuple[str, ...]) -> None:
         self._state_dir = os.path.realpath(state_dir)  # as the kernel tells a shim's working directory
         self._namespaces = namespaces
-        self._identities: dict[tuple[str, int], Identity] = {}
+        self._known: dict[tuple[str, int], Bundle] = {}
 
     @property
     def task_root(self) -> str:
@@ -73,20 +77,18 @@ class Bundles:
         except FileNotFoundError:
             raise NotApplicableError(f"no containerd here: {self._state_dir} does not exist") from None
         found: list[Bundle] = []
-        identities: dict[tuple[str, int], Identity] = {}
+        known: dict[tuple[str, int], Bundle] = {}
         for namespace in self._namespaces:
             for name, inode in self._entries(namespace):
                 if len(found) >= MAX_BUNDLES:
                     break
                 path = f"{self.task_root}/{namespace}/{name}"
-                key = (path, inode)
-                bundle = _read_bundle(namespace, name, path, self._identities.get(key))
-                if bundle is None:
-                    continue
-                if not bundle.identity.problem:
-                    identities[key] = bundle.identity
-                found.append(bundle)
-        self._identities = identities
+                before = self._known.get((path, inode))
+                bundle = before if before and before.is_complete else _read_bundle(namespace, name, path, before)
+                if bundle is not None:
+                    known[path, inode] = bundle
+                    found.append(bundle)
+        self._known = known
         return tuple(found)
 
     def find(self, container_id: str) -> tuple[Bundle, ...]:
@@ -123,7 +125,7 @@ def _is_name(container_id: str) -> bool:
     return bool(container_id) and "/" not in container_id and not container_id.startswith(".")
 
 
-def _read_bundle(namespace: str, name: str, path: str, known: Identity | None) -> Bundle | None:
+def _read_bundle(namespace: str, name: str, path: str, before: Bundle | None) -> Bundle | None:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -138,8 +140,8 @@ def _read_bundle(namespace: str, name: str, path: str, known: Identity | None) -
             address=address,
             task_version=version,
             init_pid=int(init_pid) if init_pid.isdecimal() and len(init_pid) < 10 else None,
-            age_seconds=max(0.0, time.time() - os.fstat(folder).st_mtime),
-            identity=known or _identity(folder),
+            modified_at=os.fstat(folder).st_mtime,
+            identity=before.identity if before and not before.identity.problem else _identity(folder),
             problem=problem,
         )
     finally:

@@ -37,7 +37,7 @@ class Shim:
     def lead(self) -> Bundle:
         """The bundle the shim was started for: the pod's sandbox, else the oldest."""
         sandboxes = [b for b in self.bundles if b.identity.is_sandbox]
-        return (sandboxes or sorted(self.bundles, key=lambda b: -b.age_seconds))[0]
+        return (sandboxes or sorted(self.bundles, key=lambda b: b.modified_at))[0]
 
     @property
     def query(self) -> ShimQuery:
@@ -124,6 +124,9 @@ class InventorySense:
 
     def answered(self, address: str, shim_pid: int) -> None:
         """Remember which process a shim said it is: once it hangs it cannot say so any more."""
+        known = self._answered.get(address)
+        if known is not None and known.pid == shim_pid:
+            return
         process = self.procfs.process(shim_pid)
         if process is not None and process.comm == SHIM_COMM:
             self._answered[address] = process.id

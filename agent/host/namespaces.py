@@ -48,6 +48,6 @@ class Namespaces:
         if same:
             return None
         return (
-            "this process is in a network namespace of its own, not the node's, and conntrack counts per namespace; "
-            "set hostNetwork: true in the pod's spec"
+            "this process is in a network namespace of its own, not the node's, and sees neither its loopback nor its "
+            "conntrack; set hostNetwork: true in the pod's spec"
         )

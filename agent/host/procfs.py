@@ -19,8 +19,7 @@ MAX_FILE_BYTES = 16384
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """One line of /proc/N/stat, as far as it is used. `comm` is up to 15 bytes chosen by the process itself."""
 
     pid: int
@@ -188,8 +187,11 @@ class Procfs:
         text = self._text("sys/kernel/pid_max", 32)
         return int(text) if text.isdigit() else None
 
-    def age_seconds(self, process: ProcessId) -> float:
-        """Return how long ago a process was started."""
+    def age_seconds(self, process: ProcessId) -> float | None:
+        """Return how long ago a process was started; None if it is gone, defunct included."""
+        now = self.process(process.pid)
+        if now is None or now.id != process or now.state == "Z":
+            return None
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / CLOCK_TICKS)
 
     def _stat_lines(self) -> Iterator[bytes]:

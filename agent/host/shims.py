@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -157,10 +158,7 @@ class ShimSense:
         return talk
 
     def _put(self, talk: _Conversation, method: str, container_id: str) -> None:
-        kind = containerd_task_pb2.ConnectRequest if method == "Connect" else containerd_task_pb2.StateRequest
-        payload = kind(id=container_id).SerializeToString()
-        service = f"containerd.task.v{talk.query.task_version}.Task"
-        talk.outbox += ttrpc.request(talk.next_stream, service, method, payload, QUESTION_TIMEOUT_SECONDS)
+        talk.outbox += _frame(talk.next_stream, talk.query.task_version, method, container_id)
         talk.open_questions[talk.next_stream] = _Question(method, container_id, self._clock.awake())
         talk.next_stream += 2
 
@@ -264,6 +262,15 @@ class ShimSense:
             self._queue_full_since.pop(address, None)
             return 0.0
         return now - self._queue_full_since.setdefault(address, now)
+
+
+@lru_cache(maxsize=4096)
+def _frame(stream: int, task_version: int, method: str, container_id: str) -> bytes:
+    """Return the frame of one question. Remembered, since every look asks the same of the same shims."""
+    kind = containerd_task_pb2.ConnectRequest if method == "Connect" else containerd_task_pb2.StateRequest
+    payload = kind(id=container_id).SerializeToString()
+    service = f"containerd.task.v{task_version}.Task"
+    return ttrpc.request(stream, service, method, payload, QUESTION_TIMEOUT_SECONDS)
 
 
 def _is_closed(sock: socket.socket) -> bool:

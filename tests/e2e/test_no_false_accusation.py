@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,8 +38,9 @@ def cpu_quota(pid: int, share: float) -> Iterator[Path]:
             (folder / "cpu.max").write_text(f"{int(100_000 * share)} 100000")
         (folder / "cgroup.procs").write_text(str(pid))
         yield folder
-        (folder.parent / "cgroup.procs").write_text(str(pid))
     finally:
+        with suppress(ProcessLookupError):
+            (folder.parent / "cgroup.procs").write_text(str(pid))
         wait_until(lambda: not (folder / "cgroup.procs").read_text(), 20, "the quota's cgroup is empty")
         folder.rmdir()
 

@@ -206,7 +206,7 @@ def bundle(
         address="" if problem else "/run/containerd/s/abc",
         task_version=2,
         init_pid=init_pid,
-        age_seconds=age,
+        modified_at=-age,
         identity=Identity(pod=pod, is_sandbox=sandbox),
         problem=problem,
     )

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.host.procfs import Process, Procfs, Zombie, _ipv4_local, _ipv6_local, parse_stat
+from tests.lab.waiting import wait_until
 from tests.unit.builders import FakeProc, stat_line
 
 HOSTILE = [b"two words", b"a) Z 1 (b", b"))))", b"(((", b"a\nb", b'"quo\'ted"', b"\xff\xfe", b"", b"12345678901234 "]
@@ -231,8 +232,11 @@ def test_a_process_just_started_has_no_age_to_speak_of() -> None:
         procfs = Procfs("/proc")
         process = procfs.process(child.pid)
         assert process is not None
-        assert procfs.age_seconds(process.id) < 60
+        age = procfs.age_seconds(process.id)
+        assert age is not None
+        assert age < 60
         child.kill()
+        wait_until(lambda: procfs.age_seconds(process.id) is None, 5, "a defunct process has no age")
 
 
 def test_local_addresses_are_read_from_both_families(proc: FakeProc, procfs: Procfs) -> None:
