@@ -21,12 +21,12 @@ demo: setup lab-packages
 	@$(BIN)/python -m tests.demo
 
 ## test: everything, on real parts
-test: setup-test lab-packages
-	$(BIN)/python -m pytest tests
+test: unit lab-packages
+	$(BIN)/python -m pytest tests/lab tests/e2e
 
-## unit: only what needs no container engine
-unit: setup-test
-	$(BIN)/python -m pytest tests/unit
+## unit: only what needs no container engine; these wait more than they work, so several at once
+unit: setup-test lab-packages
+	$(BIN)/python -m pytest tests/unit tests/golden -n 4
 
 ## lint: style, types, the import law, and whether generated files are what they are generated from
 lint: setup-lint

@@ -1,0 +1,118 @@
+"""`nodediag check` as somebody on call, a plugin of node-problem-detector or a program uses it."""
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.e2e.conftest import settings_for
+from tests.lab import zombies
+from tests.lab.containerd import Containerd
+from tests.lab.containers import run_pod
+from tests.lab.dns_servers import DnsServer
+from tests.lab.kubelet_standin import KubeletStandin
+from tests.lab.netns import Node
+from tests.lab.pods import Pod
+from tests.lab.shim_faults import stopped_shim
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
+HEALTHY, SICK, UNDETERMINED = 0, 1, 2
+
+pytestmark = pytest.mark.lab
+
+
+def check(*arguments: str, config: Path, wrapper: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*wrapper, sys.executable, "-m", "agent", "check", "--config", str(config), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def report(*arguments: str, config: Path, wrapper: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and the report, after it was held against its schema."""
+    done = check("--format", "json", *arguments, config=config, wrapper=wrapper)
+    parsed = json.loads(done.stdout)
+    jsonschema.validate(parsed, SCHEMA)
+    return done.returncode, parsed
+
+
+def condition(parsed: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(item for item in parsed["conditions"] if item["type"] == kind)
+
+
+@pytest.fixture
+def quiet_config(tmp_path: Path) -> Path:
+    """Settings of a machine without Kubernetes; no DNS query leaves it."""
+    file = tmp_path / "nodediag.yaml"
+    file.write_text('dns: {servers: ["127.0.0.1:9"]}')
+    return file
+
+
+def test_a_hung_shim_that_serves_three_containers_is_one_finding_with_all_of_them(tmp_path: Path) -> None:
+    with Containerd() as containerd, KubeletStandin() as kubelet, DnsServer() as dns:
+        config = tmp_path / "nodediag.yaml"
+        config.write_text(json.dumps(settings_for(containerd, kubelet, dns)))
+        sandbox, *others = run_pod(containerd, ("app", "sidecar"), pod=Pod(name="web", namespace="shop"))
+        code, healthy = report(config=config)
+        assert code == HEALTHY
+        assert {item["state"] for item in healthy["detectors"]} == {"ok"}
+        with stopped_shim(sandbox):
+            code, parsed = report("--detector", "containerd_shim", config=config)
+        assert code == SICK
+        (finding,) = condition(parsed, "ContainerdShimHung")["findings"]
+        assert set(finding["values"]["containerIds"]) == {sandbox.id, *(other.id for other in others)}
+        assert finding["recommendedAction"] == "KillShim"
+        assert finding["target"]["pid"] == sandbox.shim.pid
+        assert finding["target"]["startTime"] == sandbox.shim.start_time
+        assert finding["target"]["containerId"] == sandbox.id
+        assert (finding["pod"]["namespace"], finding["pod"]["name"]) == ("shop", "web")
+        assert finding["pod"]["uid"] == sandbox.pod_uid
+        assert finding["values"]["processState"] == "T"
+        assert finding["values"]["wchan"] == "do_signal_stop"
+        assert [item["name"] for item in parsed["detectors"]] == ["containerd_shim"]
+
+
+def test_zombies_with_hostile_names_break_no_report(quiet_config: Path) -> None:
+    with ExitStack() as stack:
+        parents = [stack.enter_context(zombies.plain_zombies(60, name)) for name in zombies.HOSTILE_NAMES]
+        code, parsed = report("--detector", "defunct_processes", config=quiet_config)
+        text = check("--detector", "defunct_processes", config=quiet_config).stdout
+    assert code == SICK
+    findings = condition(parsed, "ExcessiveDefunctProcesses")["findings"]
+    counts = {finding["target"]["pid"]: finding["values"]["zombies"] for finding in findings}
+    assert counts == {parent.process.pid: 60 for parent in parents}
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_a_machine_without_kubernetes_is_told_to_be_one(quiet_config: Path) -> None:
+    parsed = report(config=quiet_config)[1]
+    states = {item["name"]: item["state"] for item in parsed["detectors"]}
+    assert states["containerd_shim"] == states["container_runtime"] == states["kubelet_healthz"] == "not_applicable"
+    assert states["defunct_processes"] == states["conntrack_dns"] == "ok"
+
+
+def test_without_cap_net_admin_it_says_what_it_cannot_see(quiet_config: Path) -> None:
+    wrapper = ("setpriv", "--bounding-set=-net_admin")
+    parsed = report("--detector", "conntrack_dns", config=quiet_config, wrapper=wrapper)[1]
+    assert "CAP_NET_ADMIN" in condition(parsed, "ConntrackDNSRace")["message"]
+
+
+def test_in_a_network_namespace_of_its_own_conntrack_is_unknown_and_never_false(quiet_config: Path) -> None:
+    wrapper = ("unshare", "--net")
+    parsed = report("--detector", "conntrack_dns", config=quiet_config, wrapper=wrapper)[1]
+    for kind in ("ConntrackDNSRace", "ConntrackTablePressure"):
+        assert condition(parsed, kind)["status"] == "Unknown"
+        assert "hostNetwork" in condition(parsed, kind)["message"]
+
+
+def test_in_a_pid_namespace_of_its_own_processes_are_unknown_and_never_false(quiet_config: Path) -> None:
+    with Node() as node:
+        command = (sys.executable, "-m", "agent", "check", "--config", str(quiet_config), "--format", "json")
+        done = node.run(*command, "--detector", "defunct_processes", timeout=60, check=False)
+    zombies_condition = condition(json.loads(done.stdout), "ExcessiveDefunctProcesses")
+    assert done.returncode == UNDETERMINED
+    assert zombies_condition["status"] == "Unknown"
+    assert "hostPID" in zombies_condition["message"]
