@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LAB_PACKAGES := busybox-static conntrack containerd gcc iproute2 iptables libc6-dev procps prometheus runc util-linux
+LAB_PACKAGES := busybox-static conntrack containerd gcc iproute2 iptables libc6-dev procps prometheus prometheus-node-exporter runc util-linux
 
 .PHONY: run demo test unit lint format proto docs bench setup lab-packages clean
 

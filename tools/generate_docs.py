@@ -10,10 +10,7 @@ from pathlib import Path
 
 from agent.app import DETECTOR_CLASSES
 from agent.cli.config import as_yaml
-from agent.clock import StallMeter
-from agent.exporters.metrics import Metrics
-from agent.model import Metric
-from agent.pipeline.board import Board
+from agent.exporters.metrics import OWN, PREFIX
 from agent.settings import Settings, describe
 
 NOTICE = "<!-- Made from the code by `make docs`; do not edit. -->"
@@ -31,8 +28,8 @@ def conditions() -> Iterator[str]:
     """One section per condition, one row per reason."""
     yield "# Conditions"
     yield ""
-    yield "True means that something is wrong. False carries the reason `AsExpected`; Unknown carries `Starting`,"
-    yield "`NotObserved`, `CannotSee`, `ProbeFailed` or `ProbeOverdue` and says why nothing can be said."
+    yield "True means that something is wrong. False carries the reason `AsExpected`. Unknown carries `Starting`,"
+    yield "`NotObserved`, `CannotSee`, `ProbeFailed`, `ProbeOverdue`, `Unconfirmed` or `Stalled`; its message says why."
     for detector in DETECTOR_CLASSES:
         for condition, reasons in detector.conditions.items():
             yield from ("", f"## {condition}", "", f"Detector `{detector.name}`.", "")
@@ -41,15 +38,11 @@ def conditions() -> Iterator[str]:
 
 
 def metrics() -> Iterator[str]:
-    """One row per metric family, as a Prometheus sees it."""
+    """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    declared = {f"nodediag_{metric.name}": metric for kind in DETECTOR_CLASSES for metric in kind.metrics}
-    clock = StallMeter()
-    exporter = Metrics(Board("", clock), clock, DETECTOR_CLASSES, version="")
-    for family in exporter.collect():
-        labels = _labels(declared, family.name)
-        suffix = "_total" if family.type == "counter" else ""
-        yield f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |"
+    for metric in (*OWN, *(metric for detector in DETECTOR_CLASSES for metric in detector.metrics)):
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")
 
 
@@ -58,11 +51,6 @@ def settings() -> Iterator[str]:
     count = sum(1 for _, value, _ in describe(Settings()) if not is_dataclass(value))
     yield from ("# Settings", "", f"One YAML file, every key optional; these are the {count} defaults.", "")
     yield from ("```yaml", as_yaml(Settings()), "```")
-
-
-def _labels(declared: dict[str, Metric], family: str) -> str:
-    metric = declared.get(family) or declared.get(f"{family}_total")
-    return ", ".join(f"`{label}`" for label in metric.labels) if metric else ""
 
 
 if __name__ == "__main__":

@@ -23,20 +23,69 @@ from agent.pipeline.board import Board, Entry
 
 PREFIX = "nodediag_"
 
-HELP: Mapping[str, str] = {
-    "condition": "1 for the status a condition has now, 0 for the other two; True means that something is wrong.",
-    "findings": "Confirmed findings of a condition now, by reason; absent while nothing can be said about it.",
-    "detector_duration_seconds": "Duration of a detector's last look, or of the one under way if that is overdue.",
-    "detector_success": "1 if the last look succeeded or what it watches is absent, 0 if it failed or is overdue.",
-    "detector_overdue": "1 while a look of this detector has not returned within its time limit.",
-    "detector_last_run_timestamp_seconds": "When a look of this detector last returned, in seconds since the epoch.",
-    "looks_discarded_total": "Looks thrown away because the agent itself stood still during them.",
-    "series_dropped_total": f"Samples left out because their metric had {MAX_SERIES} series already.",
-    "self_stall_seconds_total": "Time in which the agent could not run: CPU throttling, SIGSTOP, a paused machine.",
-    "build_info": "Always 1; the versions of the agent and of its Python.",
-}
-"""The metrics nodediag has whatever the detectors declare; names without prefix."""
+OWN: tuple[Metric, ...] = (
+    Metric(
+        "condition",
+        MetricKind.GAUGE,
+        "1 for the status a condition has now, 0 for the other two; True means that something is wrong.",
+        ("type", "status"),
+    ),
+    Metric(
+        "findings",
+        MetricKind.GAUGE,
+        "Confirmed findings of a condition now, by reason; absent while nothing can be said about it.",
+        ("type", "reason"),
+    ),
+    Metric(
+        "detector_duration_seconds",
+        MetricKind.GAUGE,
+        "Duration of a detector's last look, or of the one under way if that is overdue.",
+        ("detector",),
+    ),
+    Metric(
+        "detector_success",
+        MetricKind.GAUGE,
+        "1 if the last look succeeded or what it watches is absent, 0 if it failed or is overdue.",
+        ("detector",),
+    ),
+    Metric(
+        "detector_overdue",
+        MetricKind.GAUGE,
+        "1 while a look of this detector has not returned within its time limit.",
+        ("detector",),
+    ),
+    Metric(
+        "detector_last_run_timestamp_seconds",
+        MetricKind.GAUGE,
+        "When a look of this detector last returned, in seconds since the epoch.",
+        ("detector",),
+    ),
+    Metric(
+        "looks_discarded_total",
+        MetricKind.COUNTER,
+        "Looks thrown away because the agent itself stood still during them.",
+        ("detector",),
+    ),
+    Metric(
+        "series_dropped_total",
+        MetricKind.COUNTER,
+        f"Samples left out because their metric had {MAX_SERIES} series already.",
+    ),
+    Metric(
+        "self_stall_seconds_total",
+        MetricKind.COUNTER,
+        "Time in which the agent could not run: CPU throttling, SIGSTOP, a paused machine.",
+    ),
+    Metric(
+        "build_info",
+        MetricKind.GAUGE,
+        "Always 1; the versions of the agent and of its Python.",
+        ("version", "python_version"),
+    ),
+)
+"""The metrics nodediag has whatever the detectors declare."""
 
+_OWN = {metric.name: metric for metric in OWN}
 
 _FINE = frozenset({DetectorState.OK, DetectorState.NOT_APPLICABLE})
 """Absent is not failed."""
@@ -53,7 +102,7 @@ class Metrics(Collector):
         self._clock = clock
         self._version = version
         self._reasons = {kind: tuple(reasons) for d in detectors for kind, reasons in d.conditions.items()}
-        self._samples = Samples(detectors, HELP)
+        self._samples = Samples(detectors, _OWN)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -72,14 +121,13 @@ class Metrics(Collector):
         entries = self._board.entries()
         yield from self._condition_families(entries)
         yield from self._detector_families([entry.status for entry in entries])
-        yield _counter("series_dropped_total", self._samples.dropped())
-        yield _counter("self_stall_seconds_total", self._clock.stalled())
-        yield _gauge("build_info", ("version", "python_version"), {(self._version, platform.python_version()): 1})
+        yield _counter("series_dropped_total", {(): self._samples.dropped()})
+        yield _counter("self_stall_seconds_total", {(): self._clock.stalled()})
+        yield _gauge(_OWN["build_info"], {(self._version, platform.python_version()): 1})
         for name, totals in self._samples.totals().items():
             yield _total_family(self._samples.declared[name], totals)
         for name, values in self._samples.gauges(entries).items():
-            metric = self._samples.declared[name]
-            yield _gauge(name, metric.labels, values, metric.help)
+            yield _gauge(self._samples.declared[name], values)
 
     def _condition_families(self, entries: Iterable[Entry]) -> Iterator[Family]:
         states: dict[Labels, float] = {}
@@ -90,8 +138,8 @@ class Metrics(Collector):
             if condition.status is not Status.UNKNOWN:
                 for reason, count in self._count_reasons(condition).items():
                     findings[condition.type, reason] = count
-        yield _gauge("condition", ("type", "status"), states)
-        yield _gauge("findings", ("type", "reason"), findings)
+        yield _gauge(_OWN["condition"], states)
+        yield _gauge(_OWN["findings"], findings)
 
     def _count_reasons(self, condition: Condition) -> dict[str, int]:
         """Count findings by reason; the declared reasons are there also when there are none."""
@@ -110,26 +158,26 @@ class Metrics(Collector):
         yield _by_detector("detector_success", successes)
         yield _by_detector("detector_overdue", {d.name: float(d.state is DetectorState.OVERDUE) for d in detectors})
         yield _by_detector("detector_last_run_timestamp_seconds", ended)
-        name = "looks_discarded_total"
-        discarded = CounterMetricFamily(PREFIX + name, HELP[name], labels=("detector",))
-        for detector in detectors:
-            discarded.add_metric((detector.name,), detector.discarded)
-        yield discarded
+        yield _counter("looks_discarded_total", {(detector.name,): detector.discarded for detector in detectors})
 
 
-def _gauge(name: str, labels: Labels, values: Mapping[Labels, float], text: str | None = None) -> Family:
-    family = GaugeMetricFamily(PREFIX + name, text or HELP[name], labels=labels)
-    for values_of_labels, value in values.items():
-        family.add_metric(values_of_labels, value)
+def _gauge(metric: Metric, values: Mapping[Labels, float]) -> Family:
+    family = GaugeMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
     return family
 
 
 def _by_detector(name: str, values: Mapping[str, float]) -> Family:
-    return _gauge(name, ("detector",), {(detector,): value for detector, value in values.items()})
+    return _gauge(_OWN[name], {(detector,): value for detector, value in values.items()})
 
 
-def _counter(name: str, value: float) -> Family:
-    return CounterMetricFamily(PREFIX + name, HELP[name], value=value)
+def _counter(name: str, values: Mapping[Labels, float]) -> Family:
+    metric = _OWN[name]
+    family = CounterMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
 
 
 def _total_family(metric: Metric, totals: Mapping[Labels, Total]) -> Family:
