@@ -60,11 +60,18 @@ class _Senses:
         """Why the processes seen are not the node's; None if they are."""
         return self.namespaces.pid_problem(lambda: frozenset(p.comm for p in self.procfs.processes()))
 
+    def network_problem(self) -> str | None:
+        """Why our network is not the node's; None if it is. Only the node's own pid 1 can tell."""
+        hidden = self.pid_problem()
+        if hidden:
+            return f"cannot tell whether this is the node's network, since pid 1 is not the node's: {hidden}"
+        return self.namespaces.network_problem()
+
     def only(self, comm: str) -> Callable[[], ProcessId | None]:
         """Find the one process of a name; None if there is none, or more than one."""
 
         def find() -> ProcessId | None:
-            found = self.procfs.named(comm)
+            found = [process for process in self.procfs.named(comm) if not self.procfs.nested(process.pid)]
             return found[0].id if len(found) == 1 else None
 
         return find
@@ -100,6 +107,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             senses.pid_problem,
             clock,
             expected=loaded.is_set("containerd.state_dir"),
+            containerd_process=senses.only("containerd"),
         ),
         "defunct_processes": lambda: DefunctProcessesDetector(
             detectors.defunct_processes,
@@ -122,7 +130,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             ),
             senses.pods.owners,
             clock,
-            senses.namespaces.network_problem,
+            senses.network_problem,
         ),
         "kubelet_healthz": lambda: KubeletHealthzDetector(
             detectors.kubelet_healthz,
@@ -132,7 +140,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             kubelet_dir=KUBELET_DIR,
             kubelet_process=senses.only("kubelet"),
             process_age=senses.procfs.age_seconds,
-            network_problem=senses.namespaces.network_problem,
+            network_problem=senses.network_problem,
         ),
         "container_runtime": lambda: ContainerRuntimeDetector(
             detectors.container_runtime,

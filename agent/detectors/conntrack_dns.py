@@ -54,6 +54,8 @@ FOLLOW_SECONDS = 5.0
 """While something is wrong: so that it is seen to end well within 15 s."""
 STALE_SECONDS = 60.0
 """An older sample (or three periods, if that is longer) is no base any more: we were away."""
+STALL_TOLERANCE_SECONDS = 1.0
+"""After a longer stall of our own the counters begin anew, too."""
 MAX_FLOWS = 256
 MAX_OWNERS = 32
 
@@ -210,6 +212,7 @@ class ConntrackDnsDetector:
         self._clock = clock
         self._in_host_network = in_host_network
         self._history: deque[tuple[float, ConntrackSample]] = deque()
+        self._stalled = clock.stalled()
 
     def probe(self) -> ConntrackDnsObservation:
         """Ask the DNS servers, then read conntrack, so that the counters hold what became of our own queries.
@@ -270,11 +273,12 @@ class ConntrackDnsDetector:
         self, servers: DnsServers, exchanges: tuple[Exchange, ...], sample: ConntrackSample
     ) -> ConntrackDnsObservation:
         """Keep the sample, and choose the one to compare it with: the newest that is `window_seconds` old."""
-        now = self._clock.monotonic()
+        now, stalled = self._clock.monotonic(), self._clock.stalled()
+        away, self._stalled = stalled - self._stalled > STALL_TOLERANCE_SECONDS, stalled
         history = self._history
         stale = max(STALE_SECONDS, 3 * self._settings.period_seconds)
-        if history and (now - history[-1][0] > stale or rise(history[-1][1], sample).reset):
-            history.clear()
+        if history and (away or now - history[-1][0] > stale or rise(history[-1][1], sample).reset):
+            history.clear()  # what rose while we were away is no rise of one window
         previous = history[-1][1] if history else None
         while len(history) > 1 and now - history[1][0] >= self._settings.window_seconds:
             history.popleft()

@@ -150,9 +150,13 @@ class ContainerRuntimeDetector:
         except OSError as error:
             raise CannotSeeError(f"{error.filename} cannot be looked into: {error.strerror}") from None
         process = self._service.look(urgent=False).process
-        elsewhere = f" (a containerd runs as pid {process.pid}, so it has another address)" if process else ""
+        if process is not None:
+            raise CannotSeeError(
+                f"a containerd runs as pid {process.pid}, but there is no socket at {self._address}: mount its folder "
+                "here at the same path, or set containerd.address"
+            )
         raise NotApplicableError(
-            f"there is no containerd at {self._address} and no container of it under {self._tasks}{elsewhere}; "
+            f"there is no containerd at {self._address} and no container of it under {self._tasks}; "
             "set containerd.address if one is expected"
         )
 
@@ -249,7 +253,11 @@ def _refused_message(seen: Observation) -> str:
         what = f"{seen.address} drops the connection without an answer ({first.detail})"
     if life.process is not None:
         return f"{what}, although {_who(life)} is running. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
-    gone = f"containerd's process {life.ended.pid} has ended" if life.ended else "there is no process named containerd"
+    gone = (
+        f"containerd's process {life.ended.pid} has ended"
+        if life.ended
+        else "there is no single process named containerd"
+    )
     return f"{what} and {gone}. {_MEANWHILE} See systemctl status containerd and journalctl -u containerd. {_CAUTION}"
 
 

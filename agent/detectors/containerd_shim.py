@@ -34,6 +34,7 @@ from agent.model import (
     Metric,
     MetricKind,
     NotApplicableError,
+    ProcessId,
     Sample,
 )
 from agent.schema import DetectorSettings, setting
@@ -136,7 +137,7 @@ class ContainerdShimDetector:
         ),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is injected
         self,
         settings: ContainerdShimSettings,
         inventory: InventorySense,
@@ -147,6 +148,7 @@ class ContainerdShimDetector:
         clock: Clock,
         *,
         expected: bool,
+        containerd_process: Callable[[], ProcessId | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._inventory = inventory
@@ -156,6 +158,7 @@ class ContainerdShimDetector:
         self._pid_problem = pid_problem
         self._clock = clock
         self._expected = expected
+        self._containerd_process = containerd_process
         self._faulty = Since(clock)
         self._stray = Since(clock)
         self._unaddressed = Since(clock)
@@ -204,6 +207,12 @@ class ContainerdShimDetector:
         except NotApplicableError as absent:
             if self._expected:
                 raise CannotSeeError(f"{absent}, although the settings name it; check containerd.state_dir") from None
+            process = self._containerd_process()
+            if process is not None:
+                raise CannotSeeError(
+                    f"{absent}, although a containerd runs as pid {process.pid}: mount its state directory here at the "
+                    "same path, or set containerd.state_dir"
+                ) from None
             raise
 
     def _seen(self, inventory: Inventory, answers: Mapping[str, ShimAnswer]) -> Iterator[SeenShim]:
@@ -236,7 +245,7 @@ class ContainerdShimDetector:
         return self._settings.creating_seconds if item.shim.creating else self._settings.stuck_seconds
 
     def _state(self, seen: SeenShim) -> str:
-        """One of STATES; a shim not yet late enough still counts as serving."""
+        """One of STATES, or `unseen`, which counts nowhere; a shim not yet late enough still counts as serving."""
         answer = seen.answer
         if answer.outcome is Outcome.WAITING and answer.waiting_seconds >= self._hung_after(seen):
             return "hung"
@@ -249,7 +258,7 @@ class ContainerdShimDetector:
             return "stuck"
         if _empty(answer) and seen.faulty_seconds >= self._settings.leak_seconds:
             return "orphaned"
-        return "serving"
+        return "unseen" if answer.outcome in {Outcome.NOT_PERMITTED, Outcome.BROKEN} else "serving"
 
     def _shim_findings(self, seen: Observation) -> Iterator[Finding]:
         for item in seen.shims:
@@ -271,6 +280,9 @@ class ContainerdShimDetector:
                 yield shim_findings.stray_shim(aged.thing, aged.seconds, seen.boot_id, aged.wchan, aged.frozen_cgroup)
             else:
                 yield shim_findings.stray_container(aged.thing, aged.seconds, seen.boot_id)
+        for bundle, age in seen.unaddressed:
+            if bundle.problem == NO_ADDRESS_YET and age >= self._settings.creating_seconds:
+                yield shim_findings.never_served(bundle, age, seen.boot_id)
 
     def _samples(self, seen: Observation) -> Iterator[Sample]:
         states = [self._state(item) for item in seen.shims]
@@ -345,7 +357,7 @@ def _unknown(seen: Observation, findings: tuple[Finding, ...], grace: float) -> 
         if s.answer.outcome is Outcome.NOT_PERMITTED
         or (s.answer.outcome is Outcome.BROKEN and s.faulty_seconds >= grace)
     ]
-    unreachable = [bundle for bundle, age in seen.unaddressed if bundle.problem != NO_ADDRESS_YET or age >= 60]
+    unreachable = [bundle for bundle, _ in seen.unaddressed if bundle.problem != NO_ADDRESS_YET]
     if HUNG not in accused and unreadable:
         first = unreadable[0]
         unknown[HUNG] = (
@@ -355,7 +367,9 @@ def _unknown(seen: Observation, findings: tuple[Finding, ...], grace: float) -> 
     elif HUNG not in accused and unreachable:
         bundle = unreachable[0]
         unknown[HUNG] = f"{len(unreachable)} bundles have no shim that can be asked: {bundle.problem} ({bundle.path})"
-    if LEAKED not in accused and seen.unseen_shims:
+    if LEAKED not in accused and unreadable:
+        unknown[LEAKED] = f"{len(unreadable)} of {len(seen.shims)} shims could not be asked about their containers"
+    elif LEAKED not in accused and seen.unseen_shims:
         unknown[LEAKED] = (
             f"{seen.unseen_shims} shim processes cannot be matched with a bundle: their working directory may not be "
             "read; the agent needs CAP_SYS_PTRACE for that"

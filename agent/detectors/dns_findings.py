@@ -29,6 +29,8 @@ _SURE = 2
 
 def unavailable(seen: ConntrackDnsObservation, *, crowded: bool, slow_seconds: float, min_lost_pairs: int) -> Part:
     """Judge every server; `crowded` says that the conntrack table has no room, the limits are the settings."""
+    if seen.elsewhere:
+        return Part(unknown=seen.elsewhere)
     if not seen.servers.servers:
         return Part(unknown=f"there is no DNS server to ask: {seen.servers.problem}; set dns.servers to name one")
     judged = [_server(each, slow_seconds, min_lost_pairs) for each in seen.exchanges]

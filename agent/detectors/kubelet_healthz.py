@@ -84,12 +84,16 @@ class KubeletHealthzSettings(DetectorSettings):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One or two attempts, the kubelet's process, and for how long connections have been refused (awake seconds)."""
+    """One or two attempts, the kubelet's process, and for how long connections have been refused (awake seconds).
+
+    `answered_before`: this URL has answered since the agent was started.
+    """
 
     url: str
     attempts: Attempts
     lifetime: Lifetime
     refused_seconds: float
+    answered_before: bool = False
 
 
 class KubeletHealthzDetector:
@@ -152,6 +156,7 @@ class KubeletHealthzDetector:
         self._network_problem = network_problem
         self._environ = environ
         self._refused_since: float | None = None
+        self._answered = False
 
     def probe(self) -> Observation:
         """Ask once. Raises NotApplicableError without a trace of a kubelet, CannotSeeError if it cannot be asked."""
@@ -165,7 +170,9 @@ class KubeletHealthzDetector:
         failed = _judge(attempts, self._settings.slow_seconds)[0] is not None
         if failed and is_loopback(self._url) and (problem := self._network_problem()):
             raise CannotSeeError(f"{self._url} cannot be asked from here: {problem}")
-        return Observation(self._url, attempts, self._service.look(urgent=failed), self._refused_seconds(attempts))
+        self._answered = self._answered or any(attempt.answer is not None for attempt in attempts)
+        life = self._service.look(urgent=failed)
+        return Observation(self._url, attempts, life, self._refused_seconds(attempts), self._answered)
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -300,7 +307,11 @@ def _refused_message(seen: Observation, _: int, __: KubeletHealthzSettings) -> s
             f"{what}, although {_who(life)} has been running{since}. See journalctl -u kubelet; if its configuration "
             "has another healthzPort or healthzBindAddress, set kubelet.healthz_url."
         )
-    gone = f"the kubelet's process {life.ended.pid} has ended" if life.ended else "there is no process named kubelet"
+    gone = (
+        f"the kubelet's process {life.ended.pid} has ended"
+        if life.ended
+        else "there is no single process named kubelet"
+    )
     return f"{what} and {gone}. See systemctl status kubelet and journalctl -u kubelet."
 
 
@@ -335,9 +346,13 @@ _MESSAGES: Mapping[str, Callable[[Observation, int, KubeletHealthzSettings], str
 
 
 def _action(seen: Observation, reason: str) -> Action:
-    """Recommend a restart where there is a process to restart and a restart can help."""
-    helps = reason in (TIMEOUT, REFUSED) or (reason == NOT_OK and _is_sick(seen))
-    return Action.RESTART_KUBELET if helps and seen.lifetime.process else Action.NONE
+    """Recommend a restart where there is a process to restart and a restart can help.
+
+    A port that never answered may be another one or switched off (healthzPort: 0): no fault of the kubelet.
+    """
+    helps = reason == TIMEOUT or (reason == REFUSED and seen.answered_before) or (reason == NOT_OK and _is_sick(seen))
+    there = seen.lifetime.process or seen.lifetime.ended
+    return Action.RESTART_KUBELET if helps and there else Action.NONE
 
 
 def _is_sick(seen: Observation) -> bool:

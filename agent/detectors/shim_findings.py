@@ -134,6 +134,21 @@ def dead(item: SeenShim, boot_id: str) -> Finding:
     )
 
 
+def never_served(bundle: Bundle, seconds: float, boot_id: str) -> Finding:
+    """A bundle for which no shim ever wrote where it listens: its creation was broken off."""
+    return Finding(
+        LEAKED,
+        "ShimDead",
+        f"{_whose(bundle)} has had a bundle for {seconds:.0f} s, but no shim has ever told where it listens: its "
+        "creation hangs or was broken off; containerd cleans such bundles up when it starts",
+        Action.NONE,
+        Target(TargetKind.CONTAINER, boot_id=boot_id, container_id=bundle.id, containerd_namespace=bundle.namespace),
+        bundle.identity.pod,
+        {"deadSeconds": round(seconds, 1), "bundle": bundle.path},
+        sightings=2,
+    )
+
+
 def without_containers(item: SeenShim, boot_id: str) -> Finding:
     """A shim whose containers have all exited."""
     lead = item.shim.lead

@@ -32,6 +32,18 @@ def advise(finding: Finding) -> Advice:
 
 
 def _kill_shim(finding: Finding) -> Advice:
+    if finding.values.get("processState") == "T":
+        return Advice(
+            "It is only stopped: continue it first, which mends it without loss. Kill it if it stays silent; "
+            "containerd then cleans up and the kubelet starts the pod again.",
+            _with_pid(finding, "cat /proc/{pid}/comm", "kill -CONT {pid}", "kill -9 {pid}"),
+        )
+    if "orphanedSeconds" in finding.values:
+        return Advice(
+            "containerd no longer knows this shim, so nothing is started again. Before you kill it, see what still "
+            "runs below it: that would be left without any shim.",
+            _with_pid(finding, "ps --ppid {pid}", "kill -9 {pid}"),
+        )
     return Advice(
         "Kill the shim. containerd then cleans up and the kubelet starts the pod again; afterwards see that no "
         "process of the container is left running, which containerd 2.x can leave behind.",
@@ -81,7 +93,8 @@ def _restart_kubelet(_: Finding) -> Advice:
 
 def _restart_containerd(_: Finding) -> Advice:
     return Advice(
-        "Restart containerd; running containers live on. Keep its last words first.",
+        "Restart containerd; running containers live on. First deal with hung shims (ContainerdShimHung): their pods "
+        "may be cleaned up by it. Keep its last words.",
         ("journalctl -u containerd -n 200 --no-pager", "systemctl restart containerd"),
     )
 

@@ -11,6 +11,10 @@ _KUBERNETES = re.compile(
 `...-pod<uid>.slice:cri-containerd:<id>` (the kubelet uses the systemd driver, containerd does not)."""
 
 
+_POD = re.compile(r"(?:kubepods-.*-?)?pod[0-9a-f]")
+"""The name of a pod's own cgroup, by either driver."""
+
+
 @dataclass(frozen=True, slots=True)
 class CgroupOwner:
     """What a cgroup's path tells: the container's own cgroup and id, and the pod's uid if Kubernetes made it."""
@@ -84,7 +88,10 @@ class Cgroups:
         return ""
 
     def pids(self, lines: tuple[str, ...]) -> tuple[int, int] | None:
-        """Return (pids.current, pids.max) of the most used-up limit at or above a process, or None if there is none."""
+        """Return (pids.current, pids.max) of the most used-up limit of a process's pod, or None if there is none.
+
+        Looked for in its own cgroup and those above, up to the pod's; outside a pod up to the root.
+        """
         by_controller = paths(lines)
         v1, v2 = by_controller.get("pids", ""), by_controller.get("", "")
         limits = [
@@ -110,6 +117,7 @@ class Cgroups:
 
 
 def _upwards(path: str) -> list[str]:
-    """Return a cgroup path and its parents, without the root: `/a/b` gives `/a/b` and `/a`."""
+    """Return a cgroup path and its parents up to the pod's, without the root: `/a/b` gives `/a/b` and `/a`."""
     parts = [part for part in path.split("/") if part]
-    return ["/" + "/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    top = next((index for index, part in enumerate(parts) if _POD.match(part)), 0)
+    return ["/" + "/".join(parts[:length]) for length in range(len(parts), top, -1)]

@@ -22,7 +22,6 @@ SHIM_COMM = "containerd-shim"
 """The first 15 bytes of containerd-shim-runc-v2 and of every other v2 shim."""
 DELETED = " (deleted)"
 INIT_PID = 1
-KTHREADD_PID = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ class InventorySense:
         strays: list[StrayShim] = []
         unseen: list[Process] = []
         for process in shim_processes:
-            if process.id in serving:
+            if process.id in serving or self.procfs.nested(process.pid):  # nested: a shim of a node inside this one
                 continue
             served = self._served.get(process.id)
             directory = self.procfs.cwd(process.pid)
@@ -196,7 +195,7 @@ class InventorySense:
                 unseen.append(process)
             elif directory is None or (directory and directory.removesuffix(DELETED) not in paths):
                 served = served or self._served_by_directory(directory or "")
-                if served is not None:
+                if served is not None and not self.bundles.has(served.container_id):
                     strays.append(StrayShim(process, served.container_id, served.containerd_namespace, served.pod))
         return strays, unseen
 

@@ -159,6 +159,14 @@ class Procfs:
         except OSError:
             return ""
 
+    def nested(self, pid: int) -> bool:
+        """Whether a process lives in a pid namespace below this procfs's: another node's (kind) or a container's.
+
+        `NSpid` of /proc/N/status has one number per namespace (proc(5), Linux 4.1); it takes no rights to read.
+        """
+        lines = self._text(f"{pid}/status", MAX_FILE_BYTES).split("\n")
+        return any(line.startswith("NSpid:") and len(line.split()) > 2 for line in lines)
+
     def cgroups(self, pid: int) -> tuple[str, ...]:
         """Return the lines of /proc/N/cgroup (cgroups(7)); empty if the process is gone."""
         return tuple(line for line in self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n") if line)

@@ -10,6 +10,7 @@ a stuck one holds one waiting goroutine, and the time since the question was put
 """
 
 import errno
+import os
 import selectors
 import socket
 from collections.abc import Iterable, Mapping
@@ -154,7 +155,7 @@ class ShimSense:
         try:
             sock.connect(query.address)
         except OSError as error:
-            talk.failure = _connect_failure(error)
+            talk.failure = _connect_failure(error, query.address)
         return talk
 
     def _put(self, talk: _Conversation, method: str, container_id: str) -> None:
@@ -283,10 +284,13 @@ def _is_closed(sock: socket.socket) -> bool:
         return True
 
 
-def _connect_failure(error: OSError) -> tuple[Outcome, str] | None:
+def _connect_failure(error: OSError, address: str = "/") -> tuple[Outcome, str] | None:
     """Name why a socket could not be connected; None where the shim's full backlog keeps us waiting."""
     if error.errno == errno.ECONNREFUSED:
         return (Outcome.REFUSED, "nothing listens on its socket")
+    folder = os.path.dirname(address)
+    if error.errno == errno.ENOENT and not os.path.isdir(folder):
+        return (Outcome.NOT_PERMITTED, f"the folder of its socket, {folder}, is not to be seen from here: mount it")
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return (Outcome.NO_SOCKET, "its socket does not exist")
     if error.errno in {errno.EACCES, errno.EPERM}:

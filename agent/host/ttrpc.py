@@ -18,8 +18,6 @@ TYPE_RESPONSE = 2
 MAX_PAYLOAD_BYTES = 64 << 10
 """The protocol allows 4 MiB; an answer to Connect or State has a few hundred bytes."""
 
-STATUS_UNIMPLEMENTED = 12
-
 
 class MalformedError(Exception):
     """The peer does not speak ttrpc, or says more than any answer has."""

@@ -157,7 +157,14 @@ class Runner:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # the thread must outlive a fault of our own, and must not leave old words
+                log.exception("a look could not be concluded", extra={"detector": self.name})
+                message = f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
+                self._publish(
+                    self._status(DetectorState.FAILED, message, 0.0), self._all_unknown(REASON_PROBE_FAILED, message)
+                )
             self._stop.wait(self.pause_seconds())
 
     def _attempt(self) -> _Outcome:

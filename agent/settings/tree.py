@@ -34,7 +34,9 @@ class HostSettings:
     proc: str = setting("/proc", "the node's procfs, of the initial pid namespace", check=path_problem)
     sys: str = setting("/sys", "the node's sysfs, for the cgroups", check=path_problem)
     dev_kmsg: str = setting("/dev/kmsg", "the kernel log; not read in this version", check=path_problem)
-    state_dir: str = setting("/var/lib/nodediag", "what must outlive a restart; nothing yet in this version", check=path_problem)
+    state_dir: str = setting(
+        "/var/lib/nodediag", "what must outlive a restart; nothing yet in this version", check=path_problem
+    )
 
 
 @dataclass(frozen=True, slots=True)

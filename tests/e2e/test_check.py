@@ -1,6 +1,7 @@
 """`nodediag check` as somebody on call, a plugin of node-problem-detector or a program uses it."""
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -28,7 +29,8 @@ pytestmark = pytest.mark.lab
 
 def check(*arguments: str, config: Path, wrapper: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [*wrapper, sys.executable, "-m", "agent", "check", "--config", str(config), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "KUBERNETES_SERVICE_HOST"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
 def report(*arguments: str, config: Path, wrapper: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
@@ -109,10 +111,23 @@ def test_in_a_network_namespace_of_its_own_conntrack_is_unknown_and_never_false(
 
 
 def test_in_a_pid_namespace_of_its_own_processes_are_unknown_and_never_false(quiet_config: Path) -> None:
-    with Node() as node:
+    with Node(init_name="pause") as node:
         command = (sys.executable, "-m", "agent", "check", "--config", str(quiet_config), "--format", "json")
         done = node.run(*command, "--detector", "defunct_processes", timeout=60, check=False)
     zombies_condition = condition(json.loads(done.stdout), "ExcessiveDefunctProcesses")
     assert done.returncode == UNDETERMINED
     assert zombies_condition["status"] == "Unknown"
     assert "hostPID" in zombies_condition["message"]
+
+
+def test_in_a_plain_pod_nothing_is_judged_and_least_of_all_the_kubelet(tmp_path: Path) -> None:
+    """Neither hostPID nor hostNetwork: pid 1 is the pod's own, and its network the same as ours."""
+    config = tmp_path / "nodediag.yaml"
+    config.write_text('dns: {servers: ["127.0.0.1:9"]}')
+    with Node(init_name="pause") as node:
+        command = ("env", "KUBERNETES_SERVICE_HOST=10.96.0.1", sys.executable, "-m", "agent", "check")
+        done = node.run(*command, "--config", str(config), "--format", "json", timeout=60, check=False)
+    statuses = {item["type"]: item["status"] for item in json.loads(done.stdout)["conditions"]}
+    assert done.returncode == UNDETERMINED
+    assert set(statuses.values()) == {"Unknown"}
+    assert "KubeletHealthzFailing" in statuses

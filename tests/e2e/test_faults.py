@@ -80,6 +80,7 @@ def test_metrics_answer_while_16018_zombies_are_scanned(lab_node: LabNode) -> No
         assert lab_node.agent.metric("nodediag_defunct_processes_by_parent", **labels) == 16_018
         assert slowest < 1.0
     wait_until(lab_node.agent.all_well, CLEARED_SECONDS, "the zombies are gone")
+    assert {accused.type for accused in lab_node.agent.accusations(before)} == {ZOMBIES}
 
 
 def test_a_slow_leak_is_named_once_its_parent_has_too_many(lab_node: LabNode) -> None:
@@ -88,3 +89,4 @@ def test_a_slow_leak_is_named_once_its_parent_has_too_many(lab_node: LabNode) ->
         wait_until(lambda: bool(lab_node.agent.accusations(before)), 40, "the leak is told of")
         assert "redis-cli" in lab_node.agent.accusations(before)[0].message
     wait_until(lab_node.agent.all_well, CLEARED_SECONDS, "the leak is over")
+    assert {accused.type for accused in lab_node.agent.accusations(before)} == {ZOMBIES}

@@ -77,4 +77,7 @@ def test_three_minutes_of_healthy_life_accuse_nobody(tmp_path: Path) -> None:
         wait_until(stopped.all_well, 30, "the agent that was stopped finds the node well")
         assert (stopped.metric("nodediag_self_stall_seconds_total") or 0) >= STOPPED_SECONDS - 5
         assert throttled_periods(quota) > 0
+        looked = throttled.metric("nodediag_detector_last_run_timestamp_seconds", detector="containerd_shim")
+        assert looked is not None
+        assert time.time() - looked < 60
         assert min(churn.started, churn.execs, churn.deleted) >= 20

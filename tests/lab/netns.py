@@ -28,7 +28,8 @@ from .waiting import wait_until
 _CLONE_NEWNET = 0x40000000
 # The first process of the namespace: it reaps whatever falls to it and waits.
 _INIT = """
-import signal
+import pathlib, signal, sys
+pathlib.Path("/proc/self/comm").write_text(sys.argv[1])
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
 while True:
@@ -88,7 +89,9 @@ class Node:
     All that was started in it ends with it, and its network with that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, init_name: str = "containerd") -> None:
+        """`init_name` is what pid 1 is called: by a containerd an agent knows the processes of a node."""
+        self._init_name = init_name
         self._launcher: subprocess.Popen[bytes] | None = None
         self._init: Process | None = None
         self._started: list[NodeProcess] = []
@@ -96,7 +99,9 @@ class Node:
     def __enter__(self) -> Self:
         unshare = ["unshare", "--fork", "--kill-child", "--pid", "--net", "--mount", "--mount-proc", "--"]
         launcher = subprocess.Popen(
-            [*unshare, sys.executable, "-I", "-S", "-c", _INIT], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            [*unshare, sys.executable, "-I", "-S", "-c", _INIT, self._init_name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
         )
         self._launcher = launcher
         try:

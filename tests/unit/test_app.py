@@ -12,6 +12,7 @@ import yaml
 
 from agent import app
 from agent.clock import StallMeter
+from agent.host.namespaces import INITIAL_PID_NAMESPACE
 from agent.model import Condition, DetectorState, Status
 from agent.pipeline.board import Entry
 from agent.settings import DetectorsSettings, Loaded, load
@@ -45,6 +46,7 @@ def quiet_node(tmp_path: Path) -> dict[str, Any]:
         folder = tmp_path / "proc" / process / "ns"
         folder.mkdir(parents=True)
         (folder / "net").symlink_to("net:[1]")
+        (folder / "pid").symlink_to(INITIAL_PID_NAMESPACE)
     return {"host": {"proc": str(tmp_path / "proc")}}
 
 

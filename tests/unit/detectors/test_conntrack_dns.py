@@ -81,6 +81,7 @@ def flows(number: int, source: str = "10.0.0.7", waited: int = 3, server: str = 
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
+        self.stalls = 0.0
 
     def wall(self) -> float:
         return self.now
@@ -92,7 +93,7 @@ class Clock:
         return self.now
 
     def stalled(self) -> float:
-        return 0.0
+        return self.stalls
 
 
 class FakeConntrack:
@@ -330,6 +331,15 @@ class TestSequences:
         bench.look()
         assert bench.look(after=3600).findings == ()
 
+    def test_what_rose_while_we_stood_still_accuses_nobody(self) -> None:
+        dropped = sample({**ZERO, "drop": 900})
+        bench = Bench(FakeConntrack(sample(ZERO), sample(ZERO), dropped, sample({**ZERO, "drop": 1800})))
+        bench.look()
+        assert all_well(bench.look())
+        bench.clock.stalls += 40
+        assert bench.look(after=45).findings == ()
+        assert reasons(bench.look()) == {(PRESSURE, "TableFull")}
+
     def test_flows_are_read_only_on_suspicion(self) -> None:
         bench = Bench(FakeConntrack(sample(ZERO), sample(ZERO), sample({**ZERO, "insert_failed": 3, "drop": 3})))
         bench.conntrack.flows = flows(3)
@@ -466,8 +476,7 @@ class TestBlindness:
             FakeConntrack(sample(ZERO, entries=1000)), FakeDns(RACED), elsewhere="not the node's network"
         ).look()
         assert result.findings == ()
-        assert result.unknown == dict.fromkeys((RACE, PRESSURE), "not the node's network")
-        assert result.healthy.keys() == {UNAVAILABLE}
+        assert result.unknown == dict.fromkeys((RACE, PRESSURE, UNAVAILABLE), "not the node's network")
 
     def test_conntrack_unreadable_leaves_dns_judged(self) -> None:
         bench = Bench(FakeConntrack(CannotSeeError("no CAP_NET_ADMIN")), FakeDns(SILENT))

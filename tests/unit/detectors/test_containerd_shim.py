@@ -336,7 +336,7 @@ class TestUnknown:
         blind = item(answer=ShimAnswer("/s", outcome, "it cannot"), faulty=faulty)
         result = detector.check(seen(blind, item(shim(2))))
         assert result.findings == ()
-        assert result.unknown.keys() == {HUNG}
+        assert result.unknown.keys() == {HUNG, LEAKED}
         assert "1 of 2 shims could not be asked: it cannot" in result.unknown[HUNG]
 
     def test_a_connection_that_breaks_once_is_a_shim_on_its_way_out(self, detector: ContainerdShimDetector) -> None:
@@ -348,18 +348,27 @@ class TestUnknown:
         blind = item(shim(2), ShimAnswer("/s", Outcome.NOT_PERMITTED, "no"))
         result = detector.check(seen(item(answer=waiting(9)), blind))
         assert only(result).condition == HUNG
-        assert result.unknown == {}
+        assert result.unknown.keys() == {LEAKED}
 
     @pytest.mark.parametrize(
-        ("problem", "age", "known"),
-        [(NO_ADDRESS_YET, 59.9, True), (NO_ADDRESS_YET, 60.0, False), ("speaks 'grpc'", 0.0, False)],
+        ("problem", "age", "unknown"),
+        [(NO_ADDRESS_YET, CREATING - JUST, set()), ("speaks 'grpc'", 0.0, {HUNG})],
     )
     def test_a_bundle_that_cannot_be_asked(
-        self, detector: ContainerdShimDetector, problem: str, age: float, known: bool
+        self, detector: ContainerdShimDetector, problem: str, age: float, unknown: set[str]
     ) -> None:
         result = detector.check(seen(unaddressed=((bundle(problem=problem), age),)))
         assert result.findings == ()
-        assert (HUNG not in result.unknown) == known
+        assert set(result.unknown) == unknown
+
+    def test_a_bundle_no_shim_ever_served_is_dead_once_no_creation_takes_that_long(
+        self, detector: ContainerdShimDetector
+    ) -> None:
+        result = detector.check(seen(unaddressed=((bundle(problem=NO_ADDRESS_YET), CREATING),)))
+        finding = only(result)
+        assert (finding.condition, finding.reason) == (LEAKED, "ShimDead")
+        assert finding.recommended_action is Action.NONE
+        assert result.unknown == {}
 
     def test_shims_with_hidden_directories_leave_leaks_unknown(self, detector: ContainerdShimDetector) -> None:
         result = detector.check(seen(item(), unseen=3))

@@ -75,8 +75,10 @@ def odd(ending: Ending, answer: HttpAnswer | None = None, detail: str = "") -> A
     return Attempt(ending, Phase.TOTAL, 0.1, answer=answer, detail=detail)
 
 
-def check(*attempts: Attempt[HttpAnswer], life: Lifetime = OLD, refused_seconds: float = 0.0) -> CheckResult:
-    return detector().check(Observation(URL, attempts, life, refused_seconds))
+def check(
+    *attempts: Attempt[HttpAnswer], life: Lifetime = OLD, refused_seconds: float = 0.0, answered_before: bool = False
+) -> CheckResult:
+    return detector().check(Observation(URL, attempts, life, refused_seconds, answered_before))
 
 
 def only(result: CheckResult) -> Finding:
@@ -229,8 +231,12 @@ def test_what_is_no_healthz_says_nothing_about_the_kubelet(attempt: Attempt[Http
 # --- refused, and restarts
 
 
+def test_a_port_that_never_answered_is_no_reason_to_restart_the_kubelet() -> None:
+    assert only(check(refused())).recommended_action is Action.NONE
+
+
 def test_refused_while_the_process_runs() -> None:
-    finding = only(check(refused()))
+    finding = only(check(refused(), answered_before=True))
     assert (finding.reason, finding.recommended_action, finding.timed) == (REFUSED, Action.RESTART_KUBELET, False)
     assert "nothing listens at http://127.0.0.1:10248/healthz (ECONNREFUSED: connection refused)" in finding.message
     assert "has been running for 3600 s" in finding.message
@@ -245,7 +251,7 @@ def test_dropped_connections_count_as_refused() -> None:
 
 def test_refused_and_no_kubelet_was_ever_seen() -> None:
     finding = only(check(refused(), life=Lifetime()))
-    assert "there is no process named kubelet" in finding.message
+    assert "there is no single process named kubelet" in finding.message
     assert finding.recommended_action is Action.NONE
 
 

@@ -44,6 +44,17 @@ def test_kill_shim_looks_before_it_kills() -> None:
     assert advice.commands == ("cat /proc/42/comm", "kill -9 42")
 
 
+def test_a_stopped_shim_is_continued_before_it_is_killed() -> None:
+    stopped = replace(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)), values={"processState": "T"})
+    assert advise(stopped).commands == ("cat /proc/42/comm", "kill -CONT 42", "kill -9 42")
+
+
+def test_a_shim_containerd_no_longer_knows_is_not_said_to_come_back() -> None:
+    stray = replace(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)), values={"orphanedSeconds": 9.0})
+    assert "nothing is started again" in advise(stray).words
+    assert advise(stray).commands[0] == "ps --ppid 42"
+
+
 def test_a_parent_in_a_pod_ends_with_its_pod_and_another_by_signal() -> None:
     target = Target(TargetKind.PROCESS, pid=42)
     assert advise(finding(Action.KILL_PARENT, target, PodRef("shop", "cart-1"))).commands == (

@@ -159,10 +159,16 @@ class TestPids:
         assert Cgroups(str(sys)).pids(v1("/pod/c", unified="/") if v1_path else v2("/pod/c")) == (90, 100)
 
     def test_of_several_limits_the_most_used_up_counts(self, sys: Path) -> None:
+        self.limit(sys, "system.slice", 9000, 10000)
+        self.limit(sys, "system.slice/a", 60, 100)
+        assert Cgroups(str(sys)).pids(v2("/system.slice/a")) == (9000, 10000)
+
+    @pytest.mark.parametrize("pod", ["pod1f", "kubepods-besteffort-pod1f_2.slice"])
+    def test_what_all_pods_share_is_no_limit_of_one_pod(self, sys: Path, pod: str) -> None:
         self.limit(sys, "kubepods", 9000, 10000)
-        self.limit(sys, "kubepods/pod", 60, 100)
-        self.limit(sys, "kubepods/pod/c", 10, 20)
-        assert Cgroups(str(sys)).pids(v2("/kubepods/pod/c")) == (9000, 10000)
+        self.limit(sys, f"kubepods/{pod}", 60, 100)
+        self.limit(sys, f"kubepods/{pod}/c", 10, 20)
+        assert Cgroups(str(sys)).pids(v2(f"/kubepods/{pod}/c")) == (60, 100)
 
     def test_a_limit_of_nothing_is_a_limit(self, sys: Path) -> None:
         self.limit(sys, "a", 1, 0)

@@ -185,6 +185,11 @@ class TestStrayShims:
         node.proc.add(400, SHIM_COMM, cwd=directory)
         assert nothing_stray(node.take())
 
+    def test_a_shim_of_a_node_inside_this_node_is_none_of_our_business(self, node: Node) -> None:
+        node.proc.add(400, SHIM_COMM, cwd=str(node.state.path(A)))  # the same path, in kind's own mounts
+        node.proc.write("400/status", b"Name:\tcontainerd-shim\nNSpid:\t400\t7\n")
+        assert nothing_stray(node.take())
+
     def test_a_shim_of_a_namespace_not_watched_is_none_of_our_business(self, node: Node) -> None:
         node.proc.add(400, SHIM_COMM, cwd=str(node.state.path(A, "moby")) + " (deleted)")
         assert nothing_stray(node.take())

@@ -98,7 +98,7 @@ class TestAnswers:
     def test_nobody_to_ask_takes_no_time(self, sense: ShimSense) -> None:
         began = time.monotonic()
         assert sense.ask([], PATIENCE) == {}
-        assert time.monotonic() - began < 0.05
+        assert time.monotonic() - began < PATIENCE
 
     def test_one_silent_shim_of_thirty_delays_no_other(self, shims: Shims, sense: ShimSense) -> None:
         servers = [shims.server() for _ in range(29)]
@@ -263,7 +263,7 @@ class TestBroken:
         server = shims.server(answers=frozenset(), greeting=reply_frame(2) * 500_000)
         began = time.monotonic()
         assert ask(sense, server.query()).outcome is Outcome.BROKEN
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
 
     def test_a_truncated_answer_is_waited_for(self, shims: Shims, sense: ShimSense) -> None:
         server = shims.server(answers=frozenset(), greeting=reply_frame(1, b"x" * 100)[:-1])

@@ -11,7 +11,6 @@ from agent.host.pb import containerd_task_pb2, ttrpc_pb2
 from agent.host.ttrpc import (
     HEADER,
     MAX_PAYLOAD_BYTES,
-    STATUS_UNIMPLEMENTED,
     TYPE_REQUEST,
     Decoder,
     MalformedError,
@@ -39,7 +38,7 @@ def test_recorded_answers_are_understood() -> None:
     assert containerd_task_pb2.ConnectResponse.FromString(connect.payload).shim_pid == 20966
     answer = containerd_task_pb2.StateResponse.FromString(state.payload)
     assert (answer.id[:12], answer.pid, answer.status) == ("c71ac615cf06", 21004, 2)
-    assert unimplemented == Reply(5, STATUS_UNIMPLEMENTED, "service containerd.task.v2.Task", b"")
+    assert unimplemented == Reply(5, 12, "service containerd.task.v2.Task", b"")
     assert (unknown.code, unknown.message) == (5, "container not created: not found")
 
 

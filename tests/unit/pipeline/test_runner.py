@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from agent.model import (
     Status,
 )
 from agent.pipeline.board import Board, Entry
+from agent.pipeline.conditions import conclude
 from agent.pipeline.runner import CONFIRM_SECONDS, MAX_DISCARDS, MIN_PAUSE_SECONDS, Runner
 from tests.lab.waiting import wait_until
 from tests.unit.doubles import CLEAN, DIRTY, SICK, FakeClock, Script, Stuck, runner_of, sick
@@ -208,6 +210,26 @@ def test_it_looks_again_and_again_until_stopped(board: Board, clock: FakeClock) 
 
 
 # A probe that does not return
+
+
+def test_a_fault_of_our_own_ends_no_watch(board: Board, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [RuntimeError("a fault of our own")]
+
+    def faulty(*given: Any) -> Condition:
+        if faults:
+            raise faults.pop()
+        return conclude(*given)
+
+    monkeypatch.setattr("agent.pipeline.runner.conclude", faulty)
+    states: list[DetectorState] = []
+    board.subscribe(lambda entry: states.append(entry.status.state))
+    runner = runner_of(Script(CLEAN, CLEAN), board, clock, period_seconds=0.1)
+    runner.start()
+    try:
+        wait_until(lambda: DetectorState.OK in states, 5, "it looks again")
+    finally:
+        runner.stop()
+    assert states[:2] == [DetectorState.STARTING, DetectorState.FAILED]
 
 
 def test_a_stuck_probe_is_overdue_and_not_started_again_and_recovers(board: Board, clock: FakeClock) -> None:
