@@ -70,12 +70,12 @@ class Bundles:
     def list(self) -> tuple[Bundle, ...]:
         """Return the bundles there are now.
 
-        Raises NotApplicableError if containerd's state directory does not exist, OSError if it cannot be read.
+        Raises NotApplicableError without the directory containerd makes when it starts, OSError if that is unreadable.
         """
         try:
-            os.stat(self._state_dir)
+            os.stat(self.task_root)
         except FileNotFoundError:
-            raise NotApplicableError(f"no containerd here: {self._state_dir} does not exist") from None
+            raise NotApplicableError(f"no containerd here: {self.task_root} does not exist") from None
         found: list[Bundle] = []
         known: dict[tuple[str, int], Bundle] = {}
         for namespace in self._namespaces:

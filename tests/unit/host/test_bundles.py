@@ -47,7 +47,13 @@ class TestListing:
             Bundles(str(tmp_path / "file/containerd"), ("k8s.io",)).list()
 
     def test_a_namespace_without_bundles_is_no_error(self, tmp_path: Path) -> None:
+        (tmp_path / TASKS).mkdir()
         assert Bundles(str(tmp_path), ("k8s.io",)).list() == ()
+
+    def test_a_folder_that_holds_only_sockets_is_no_trace_of_containerd(self, tmp_path: Path) -> None:
+        (tmp_path / "s").mkdir()
+        with pytest.raises(NotApplicableError):
+            Bundles(str(tmp_path), ("k8s.io",)).list()
 
     def test_only_configured_namespaces_are_listed(self, state: StateDir) -> None:
         state.add("a", namespace="k8s.io")
