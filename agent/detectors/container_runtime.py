@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from agent.clock import Clock
+from agent.detectors.refusals import Refusals, readable, restarting, who
 from agent.host.containerd import STATUS_OK, STATUS_UNIMPLEMENTED, RuntimeAnswer, ask_version
 from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.service import Lifetime, ServiceProcess
@@ -41,6 +42,7 @@ from agent.model import (
 from agent.schema import DetectorSettings, setting
 
 UNRESPONSIVE = "ContainerRuntimeUnresponsive"
+NAME = "containerd"
 TIMEOUT = "CRITimeout"
 REFUSED = "RuntimeRefused"
 
@@ -112,7 +114,7 @@ class ContainerRuntimeDetector:
         self._clock = clock
         self._tasks = state_dir / TASKS
         self._service = ServiceProcess(containerd_process, process_age, clock)
-        self._refused_since: float | None = None
+        self._refusals = Refusals(clock)
 
     def probe(self) -> Observation:
         """Ask once. Raises NotApplicableError without a trace of a containerd, CannotSeeError if it cannot be asked."""
@@ -124,7 +126,9 @@ class ContainerRuntimeDetector:
         if first.ending is Ending.ERROR:
             raise CannotSeeError(f"{self._address} cannot be asked: {first.detail}; this takes root's rights")
         failed = first.ending is not Ending.ANSWERED
-        return Observation(self._address, attempts, self._service.look(urgent=failed), self._refused_seconds(attempts))
+        return Observation(
+            self._address, attempts, self._service.look(urgent=failed), self._refusals.seconds(first.ending)
+        )
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -135,9 +139,9 @@ class ContainerRuntimeDetector:
             case Ending.TIMEOUT:
                 return _suspect(seen, TIMEOUT, _timeout_message(seen), _independent_timeouts(seen.attempts))
             case Ending.REFUSED | Ending.CLOSED:
-                restarting = self._restarting(seen)
-                if restarting:
-                    return CheckResult(healthy={UNRESPONSIVE: restarting}, recheck_seconds=RECHECK_SECONDS)
+                excuse = self._excuse(seen)
+                if excuse:
+                    return CheckResult(healthy={UNRESPONSIVE: excuse}, recheck_seconds=RECHECK_SECONDS)
                 return _suspect(seen, REFUSED, _refused_message(seen), 1)
             case _:
                 text = f"what answers at {seen.address} is not gRPC, so hardly containerd: {first.detail}"
@@ -160,23 +164,15 @@ class ContainerRuntimeDetector:
             "set containerd.address if one is expected"
         )
 
-    def _refused_seconds(self, attempts: Attempts) -> float:
-        if attempts[0].ending not in (Ending.REFUSED, Ending.CLOSED):
-            self._refused_since = None
-            return 0.0
-        now = self._clock.awake()
-        self._refused_since = now if self._refused_since is None else self._refused_since
-        return now - self._refused_since
-
-    def _restarting(self, seen: Observation) -> str | None:
-        """Return a sentence if a refusal is explained by a restart that is under way."""
-        life, refused = seen.lifetime, seen.refused_seconds
-        grace = self._settings.restart_grace_seconds
-        if life.age_seconds is not None and life.age_seconds < grace and refused < grace:
-            return f"{_who(life)} was started {life.age_seconds:.0f} s ago and does not accept connections yet"
-        if life.process is None and life.ended is not None and refused < self._settings.ended_grace_seconds:
-            return f"containerd's process {life.ended.pid} has just ended; its restart is awaited"
-        return None
+    def _excuse(self, seen: Observation) -> str:
+        limits = self._settings
+        return restarting(
+            NAME,
+            seen.lifetime,
+            seen.refused_seconds,
+            restart_grace=limits.restart_grace_seconds,
+            ended_grace=limits.ended_grace_seconds,
+        )
 
 
 def _has_bundles(tasks: Path) -> bool:
@@ -212,7 +208,7 @@ def _suspect(seen: Observation, reason: str, message: str, sightings: int) -> Ch
 
 def _healthy(seen: Observation) -> str:
     first = seen.attempts[0]
-    text = f"{_who(seen.lifetime)} answered in {_time(first.total_seconds)}"
+    text = f"{who(NAME, seen.lifetime)} answered in {readable(first.total_seconds)}"
     answer = first.answer
     if answer is None or answer.status == STATUS_OK:
         version = f" ({answer.runtime_name} {answer.runtime_version})" if answer and answer.runtime_version else ""
@@ -238,9 +234,9 @@ def _timeout_message(seen: Observation) -> str:
     }[first.waiting_for]
     both = _independent_timeouts(seen.attempts) > 1
     second = seen.attempts[1] if len(seen.attempts) > 1 else None
-    other = f" A second connection beside it: {second.ending} after {_time(second.total_seconds)}." if second else ""
+    other = f" A second connection beside it: {second.ending} after {readable(second.total_seconds)}." if second else ""
     return (
-        f"{_who(seen.lifetime)} did not answer CRI Version at {seen.address} within {first.total_seconds:.0f} s"
+        f"{who(NAME, seen.lifetime)} did not answer CRI Version at {seen.address} within {first.total_seconds:.0f} s"
         f"{', nor on a second connection' if both else ''}: {waiting}.{'' if both else other} {_MEANWHILE} "
         f"It may be stopped, deadlocked or starved; see journalctl -u containerd. {_CAUTION}"
     )
@@ -252,7 +248,7 @@ def _refused_message(seen: Observation) -> str:
     if first.ending is Ending.CLOSED:
         what = f"{seen.address} drops the connection without an answer ({first.detail})"
     if life.process is not None:
-        return f"{what}, although {_who(life)} is running. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
+        return f"{what}, although {who(NAME, life)} is running. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
     gone = (
         f"containerd's process {life.ended.pid} has ended"
         if life.ended
@@ -275,11 +271,3 @@ def _values(seen: Observation) -> dict[str, Value]:
         values["second_ending"] = second.ending.value
         values["second_total_seconds"] = round(second.total_seconds, 6)
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _who(life: Lifetime) -> str:
-    return f"containerd (pid {life.process.pid})" if life.process else "containerd"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

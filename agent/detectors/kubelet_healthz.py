@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from agent.clock import Clock
+from agent.detectors.refusals import Refusals, readable, restarting, who
 from agent.host.exchange import LINGER_SECONDS, Attempt, Ending, Phase, printable
 from agent.host.kubelet import HttpAnswer, failing_checks, healthz, is_loopback, url_problem
 from agent.host.service import Lifetime, ServiceProcess
@@ -47,6 +48,7 @@ from agent.model import (
 from agent.schema import DetectorSettings, setting
 
 FAILING = "KubeletHealthzFailing"
+NAME = "the kubelet"
 TIMEOUT = "HealthzTimeout"
 REFUSED = "HealthzRefused"
 NOT_OK = "HealthzNotOK"
@@ -155,7 +157,7 @@ class KubeletHealthzDetector:
         self._service = ServiceProcess(kubelet_process, process_age, clock)
         self._network_problem = network_problem
         self._environ = environ
-        self._refused_since: float | None = None
+        self._refusals = Refusals(clock)
         self._answered = False
 
     def probe(self) -> Observation:
@@ -172,7 +174,7 @@ class KubeletHealthzDetector:
             raise CannotSeeError(f"{self._url} cannot be asked from here: {problem}")
         self._answered = self._answered or any(attempt.answer is not None for attempt in attempts)
         life = self._service.look(urgent=failed)
-        return Observation(self._url, attempts, life, self._refused_seconds(attempts), self._answered)
+        return Observation(self._url, attempts, life, self._refusals.seconds(attempts[0].ending), self._answered)
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -182,9 +184,9 @@ class KubeletHealthzDetector:
         reason, sightings = _judge(seen.attempts, self._settings.slow_seconds)
         if reason is None:
             return CheckResult(healthy={FAILING: _healthy(seen)}, samples=_samples(seen.attempts, None))
-        if reason == REFUSED and (restarting := self._restarting(seen)):
+        if reason == REFUSED and (excuse := self._excuse(seen)):
             samples = _samples(seen.attempts, None)
-            return CheckResult(healthy={FAILING: restarting}, samples=samples, recheck_seconds=RECHECK_SECONDS)
+            return CheckResult(healthy={FAILING: excuse}, samples=samples, recheck_seconds=RECHECK_SECONDS)
         finding = self._finding(seen, reason, sightings)
         doubt = {FAILING: f"not confirmed yet: {finding.message}"}
         return CheckResult((finding,), healthy=doubt, samples=_samples(seen.attempts, reason))
@@ -198,23 +200,15 @@ class KubeletHealthzDetector:
                 "KUBERNETES_SERVICE_HOST); set kubelet.healthz_url if one is expected"
             )
 
-    def _refused_seconds(self, attempts: Attempts) -> float:
-        if attempts[0].ending not in (Ending.REFUSED, Ending.CLOSED):
-            self._refused_since = None
-            return 0.0
-        now = self._clock.awake()
-        self._refused_since = now if self._refused_since is None else self._refused_since
-        return now - self._refused_since
-
-    def _restarting(self, seen: Observation) -> str | None:
-        """Return a sentence if a refusal is explained by a restart that is under way."""
-        life, refused = seen.lifetime, seen.refused_seconds
-        grace = self._settings.restart_grace_seconds
-        if life.age_seconds is not None and life.age_seconds < grace and refused < grace:
-            return f"{_who(life)} was started {life.age_seconds:.0f} s ago and does not accept connections yet"
-        if life.process is None and life.ended is not None and refused < self._settings.ended_grace_seconds:
-            return f"the kubelet's process {life.ended.pid} has just ended; its restart is awaited"
-        return None
+    def _excuse(self, seen: Observation) -> str:
+        limits = self._settings
+        return restarting(
+            NAME,
+            seen.lifetime,
+            seen.refused_seconds,
+            restart_grace=limits.restart_grace_seconds,
+            ended_grace=limits.ended_grace_seconds,
+        )
 
     def _finding(self, seen: Observation, reason: str, sightings: int) -> Finding:
         process = seen.lifetime.process
@@ -274,7 +268,7 @@ def _unreadable(seen: Observation) -> str | None:
 def _healthy(seen: Observation) -> str:
     first, age = seen.attempts[0], seen.lifetime.age_seconds
     new = f"; it was started {age:.0f} s ago" if age is not None and age < NEW_SECONDS else ""
-    return f"{_who(seen.lifetime)} answered its healthz in {_time(first.total_seconds)}{new}"
+    return f"{who(NAME, seen.lifetime)} answered its healthz in {readable(first.total_seconds)}{new}"
 
 
 def _timeout_message(seen: Observation, sightings: int, _: KubeletHealthzSettings) -> str:
@@ -282,14 +276,14 @@ def _timeout_message(seen: Observation, sightings: int, _: KubeletHealthzSetting
     waiting = {
         Phase.CONNECT: "not even the connection is accepted",
         Phase.FIRST_BYTE: "the connection is accepted (at least by the kernel), but no byte comes",
-        Phase.TOTAL: f"the answer began after {_time(first.first_byte_seconds or 0.0)} but does not end",
+        Phase.TOTAL: f"the answer began after {readable(first.first_byte_seconds or 0.0)} but does not end",
     }[first.waiting_for]
     second = seen.attempts[1] if len(seen.attempts) > 1 else None
     other = ""
     if second and sightings == 1:
-        other = f" A second connection beside it: {second.ending} after {_time(second.total_seconds)}."
+        other = f" A second connection beside it: {second.ending} after {readable(second.total_seconds)}."
     return (
-        f"{_who(seen.lifetime)} did not answer {seen.url} within {first.total_seconds:.0f} s"
+        f"{who(NAME, seen.lifetime)} did not answer {seen.url} within {first.total_seconds:.0f} s"
         f"{', nor on a second connection' if sightings > 1 else ''}: {waiting}.{other} "
         f"It may be stopped, deadlocked or starved; see {_state_path(seen.lifetime)}journalctl -u kubelet. "
         "A restart of the kubelet leaves containers running."
@@ -304,8 +298,8 @@ def _refused_message(seen: Observation, _: int, __: KubeletHealthzSettings) -> s
     if life.process is not None:
         since = "" if life.age_seconds is None else f" for {life.age_seconds:.0f} s"
         return (
-            f"{what}, although {_who(life)} has been running{since}. See journalctl -u kubelet; if its configuration "
-            "has another healthzPort or healthzBindAddress, set kubelet.healthz_url."
+            f"{what}, although {who(NAME, life)} has been running{since}. See journalctl -u kubelet; if its "
+            "configuration has another healthzPort or healthzBindAddress, set kubelet.healthz_url."
         )
     gone = (
         f"the kubelet's process {life.ended.pid} has ended"
@@ -321,7 +315,7 @@ def _not_ok_message(seen: Observation, _: int, __: KubeletHealthzSettings) -> st
     failing = failing_checks(body)
     if failing:
         said = f"failing checks: {', '.join(failing)}"
-        return f"{_who(seen.lifetime)} says it is not well (HTTP {status}); {said}. See journalctl -u kubelet."
+        return f"{who(NAME, seen.lifetime)} says it is not well (HTTP {status}); {said}. See journalctl -u kubelet."
     said = printable(body.strip(), 80) or "(nothing)"
     hint = "See journalctl -u kubelet." if _is_sick(seen) else "Is kubelet.healthz_url right?"
     return f"{seen.url} answers HTTP {status} and names no failing check; it says: {said}. {hint}"
@@ -329,11 +323,11 @@ def _not_ok_message(seen: Observation, _: int, __: KubeletHealthzSettings) -> st
 
 def _slow_message(seen: Observation, _: int, settings: KubeletHealthzSettings) -> str:
     first = seen.attempts[0]
-    first_byte = "" if first.first_byte_seconds is None else f" (first byte after {_time(first.first_byte_seconds)})"
+    first_byte = "" if first.first_byte_seconds is None else f" (first byte after {readable(first.first_byte_seconds)})"
     return (
-        f"{_who(seen.lifetime)} is well by its own word, but took {_time(first.total_seconds)} to say so{first_byte}; "
-        f"1 ms is usual, the limit is {settings.slow_seconds:g} s. It, or the node, is probably short of CPU: "
-        "see /proc/pressure/cpu and the cpu.stat of the kubelet's cgroup."
+        f"{who(NAME, seen.lifetime)} is well by its own word, but took {readable(first.total_seconds)} to say "
+        f"so{first_byte}; 1 ms is usual, the limit is {settings.slow_seconds:g} s. It, or the node, is probably short "
+        "of CPU: see /proc/pressure/cpu and the cpu.stat of the kubelet's cgroup."
     )
 
 
@@ -406,13 +400,5 @@ def _samples(attempts: Attempts, reason: str | None) -> tuple[Sample, ...]:
     return took + phases + failures
 
 
-def _who(life: Lifetime) -> str:
-    return f"kubelet (pid {life.process.pid})" if life.process else "the kubelet"
-
-
 def _state_path(life: Lifetime) -> str:
     return f"/proc/{life.process.pid}/status and " if life.process else ""
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -100,7 +100,7 @@ def sample(result: CheckResult, name: str, *labels: str) -> float | None:
 def test_a_quick_ok_is_well() -> None:
     result = check(answered())
     assert not result.findings
-    assert result.healthy == {FAILING: "kubelet (pid 812) answered its healthz in 1 ms"}
+    assert result.healthy == {FAILING: "the kubelet (pid 812) answered its healthz in 1 ms"}
     assert sample(result, "kubelet_healthz_seconds") == 0.001
     assert sample(result, "kubelet_healthz_phase_seconds", "connect") == 0.0001
     assert sample(result, "kubelet_healthz_phase_seconds", "total") == 0.001
