@@ -61,10 +61,10 @@ class ContainerdShimSettings(DetectorSettings):
         60.0, "the same while a container of it is being created, which holds the shim's lock", minimum=1, maximum=3600
     )
     stuck_seconds: float = setting(
-        8.0, "State unanswered for this long while Connect answers: an operation is stuck", minimum=1, maximum=600
+        7.0, "State unanswered for this long while Connect answers: an operation is stuck", minimum=1, maximum=600
     )
     leak_seconds: float = setting(
-        6.0,
+        5.0,
         "a dead, orphaned or empty shim is passed over for this long: it may be on its way out",
         minimum=1,
         maximum=3600,

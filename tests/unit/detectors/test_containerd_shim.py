@@ -44,7 +44,7 @@ from tests.unit.builders import (
     waiting,
 )
 
-HUNG_AFTER, CREATING, STUCK, LEAK = 5.0, 60.0, 8.0, 6.0
+HUNG_AFTER, CREATING, STUCK, LEAK = 5.0, 60.0, 7.0, 5.0
 JUST = 0.01
 ID = container_id(1)
 
