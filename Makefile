@@ -35,14 +35,15 @@ lint: setup-lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@tools/compare-generated $(BIN)
+	@tools/lint-proto
 
 format: setup-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## proto: generate agent/host/pb from proto/third_party
+## proto: generate agent/host/pb from proto/third_party, and agent/api/pb from proto/nodediag
 proto: setup-lint
-	@tools/generate-proto $(BIN)/python agent/host/pb
+	@tools/generate-proto $(BIN)/python agent/host/pb agent/api/pb
 
 ## docs: generate docs/conditions.md, docs/metrics.md and docs/settings.md from the code
 docs: setup
