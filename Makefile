@@ -28,7 +28,7 @@ test: unit lab-packages
 unit: setup-test lab-packages
 	$(BIN)/python -m pytest tests/unit tests/golden -n 4
 
-## lint: style, types, the import law, and whether generated files are what they are generated from
+## lint: style, types, the import law, the protos, and whether generated files are what they are generated from
 lint: setup-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
