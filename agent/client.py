@@ -72,8 +72,9 @@ class Client:
     def watch(self, types: Collection[str] = ()) -> Generator[Event]:
         """Tell a snapshot of these types of conditions (all if none are named), then each change.
 
-        Goes on until the agent stops; raises ClientError then, and if it refuses.
+        Goes on until this client is closed; raises ClientError if the agent refuses, and when it stops.
         """
+        told = False
         stream = self._stub.WatchConditions(pb.WatchConditionsRequest(types=types))
         late = threading.Timer(self._deadline, stream.cancel)  # the snapshot is as quick as the report
         late.daemon = True
@@ -81,11 +82,13 @@ class Client:
         try:
             for answer in stream:
                 late.cancel()
+                told = True
                 event = revert.event(answer)
                 if event is not None:
                     yield event
         except grpc.RpcError as error:
-            raise self._explained(error) from error
+            if not (told and error.code() is grpc.StatusCode.CANCELLED):
+                raise self._explained(error) from error
         finally:
             late.cancel()
             stream.cancel()

@@ -139,6 +139,6 @@ def _api(loaded: Loaded, agent: app.Agent) -> "ApiServer | None":
     listen = loaded.settings.grpc.listen
     if not listen:
         return None
-    from agent.api.server import ApiServer  # noqa: PLC0415 - without the API, its 12 MiB are not spent
+    from agent.api.server import ApiServer  # noqa: PLC0415 - without the API, its 13 MiB are not spent
 
     return ApiServer(listen, agent.board, app.condition_types(agent.detectors))

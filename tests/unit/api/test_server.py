@@ -266,6 +266,14 @@ def test_a_caller_that_goes_away_gives_its_place_back(served: Served) -> None:
     wait_until(lambda: not served.api._feed._watchers, 5, "its place is free")
 
 
+def test_a_client_that_is_closed_ends_its_watch(served: Served) -> None:
+    client = served.client()
+    watch = client.watch()
+    next(watch)
+    threading.Timer(0.1, client.close).start()
+    assert list(watch) == []
+
+
 # -- health and reflection
 
 
