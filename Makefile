@@ -28,21 +28,22 @@ test: unit lab-packages
 unit: setup-test lab-packages
 	$(BIN)/python -m pytest tests/unit tests/golden -n 4
 
-## lint: style, types, the import law, and whether generated files are what they are generated from
+## lint: style, types, the import law, the protos, and whether generated files are what they are generated from
 lint: setup-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@tools/compare-generated $(BIN)
+	@tools/lint-proto
 
 format: setup-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## proto: generate agent/host/pb from proto/third_party
+## proto: generate agent/host/pb from proto/third_party, and agent/api/pb from proto/nodediag
 proto: setup-lint
-	@tools/generate-proto $(BIN)/python agent/host/pb
+	@tools/generate-proto $(BIN)/python agent/host/pb agent/api/pb
 
 ## docs: generate docs/conditions.md, docs/metrics.md and docs/settings.md from the code
 docs: setup

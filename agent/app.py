@@ -1,6 +1,6 @@
 """The composition root: what is connected with what. Explicit constructor calls and nothing else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -80,6 +80,11 @@ class _Senses:
 def enabled(settings: Settings) -> tuple[str, ...]:
     """Return the names of the detectors the settings switch on."""
     return tuple(name for name in DETECTOR_NAMES if getattr(settings.detectors, name).enabled)
+
+
+def condition_types(detectors: Iterable[Detector]) -> tuple[str, ...]:
+    """Return every type of condition these detectors may report."""
+    return tuple(kind for each in detectors for kind in each.conditions)
 
 
 def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES) -> Agent:

@@ -226,6 +226,38 @@ class NodeReport:
     detectors: tuple[DetectorStatus, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """To whoever follows the conditions: all of them as they stand."""
+
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A condition whose status, reason or findings have changed."""
+
+    condition: Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A condition that is gone, because what its detector watches is no longer on this node."""
+
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """So many changes were left out, because the reader was too slow; a snapshot follows."""
+
+    missed: int
+
+
+Event: TypeAlias = Snapshot | Changed | Removed | Gap
+"""What is told to whoever follows the conditions."""
+
+
 class Detector(Protocol):
     """One watch. `probe` reads the host and may block or raise; `check` decides and is pure."""
 

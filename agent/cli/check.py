@@ -7,18 +7,15 @@ is reported as overdue instead of waited for.
 
 import argparse
 import logging
-import os
 import sys
 import threading
 import time
 
 from agent import app
 from agent.cli.arguments import add_config, load_or_explain
-from agent.cli.exits import EXIT_UNKNOWN, exit_code
-from agent.cli.output import emit
+from agent.cli.exits import EXIT_UNKNOWN
+from agent.cli.output import add_format, tell
 from agent.clock import StallMeter
-from agent.exporters import report_json, report_text
-from agent.model import NodeReport
 from agent.pipeline.runner import Runner
 
 NAME = "check"
@@ -31,7 +28,7 @@ TICK_SECONDS = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this subcommand's options."""
     add_config(parser)
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+    add_format(parser)
     parser.add_argument(
         "--detector",
         action="append",
@@ -56,19 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     clock.start()
     agent = app.build(loaded, clock, names)
     _run_all(agent.runners)
-    report = agent.board.report()
-    return exit_code(report) if _print(report, arguments.format) else EXIT_UNKNOWN
-
-
-def _print(report: NodeReport, form: str) -> bool:
-    if form == "json":
-        return emit(lambda stream: stream.write(report_json.dumps(report)))
-    return emit(lambda stream: report_text.write(report, stream, colour=_colour()))
-
-
-def _colour() -> bool:
-    """Whether a person looks (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return tell(agent.board.report(), arguments.format)
 
 
 def _run_all(runners: tuple[Runner, ...]) -> None:

@@ -1,9 +1,29 @@
 """Writing to standard output, where anything may be connected."""
 
+import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from typing import TextIO
+
+from agent.cli.exits import EXIT_UNKNOWN, exit_code
+from agent.exporters import report_json, report_text
+from agent.model import NodeReport
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add `--format text|json`."""
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
+
+
+def tell(report: NodeReport, form: str) -> int:
+    """Print a report and return the exit code it stands for."""
+    if form == "json":
+        printed = emit(lambda stream: stream.write(report_json.dumps(report)))
+    else:
+        printed = emit(lambda stream: report_text.write(report, stream, colour=_colour()))
+    return exit_code(report) if printed else EXIT_UNKNOWN
 
 
 def emit(write: Callable[[TextIO], object]) -> bool:
@@ -22,3 +42,8 @@ def emit(write: Callable[[TextIO], object]) -> bool:
         print(f"nodediag: cannot write to standard output: {error.strerror}", file=sys.stderr)
         return False
     return True
+
+
+def _colour() -> bool:
+    """Whether a person looks (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from agent import __version__
-from agent.cli import check, config, run
+from agent.cli import check, config, report, run, watch
 
 
 def parse(arguments: list[str] | None) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
@@ -16,11 +16,11 @@ def parse(arguments: list[str] | None) -> tuple[Callable[[argparse.Namespace], i
     parser = argparse.ArgumentParser(
         prog="nodediag",
         description="Names what is wrong on this Kubernetes node, where, and whose it is.",
-        epilog="Exit codes of check: 0 nothing is wrong, 1 something is, 2 it could not be determined.",
+        epilog="Exit codes of check and report: 0 nothing is wrong, 1 something is, 2 it could not be determined.",
     )
     parser.add_argument("--version", action="version", version=f"nodediag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, check, config):
+    for module in (run, check, report, watch, config):
         command = commands.add_parser(module.NAME, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(function=module.main)

@@ -6,8 +6,10 @@ import os
 import select
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from agent import __version__, app, logs
+from agent.api.endpoint import EndpointError, EndpointInUseError
 from agent.cli.arguments import add_config, load_or_explain
 from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.clock import Clock, StallMeter
@@ -15,6 +17,9 @@ from agent.exporters.http import HttpExporter, ListenError
 from agent.exporters.metrics import Metrics
 from agent.exporters.site import Site
 from agent.settings import Loaded
+
+if TYPE_CHECKING:
+    from agent.api.server import ApiServer
 
 NAME = "run"
 HELP = "watch this node until told to stop (the daemon)"
@@ -33,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT; 2 if the settings or the address cannot be used."""
+    """Run until SIGTERM or SIGINT; 2 if the settings or an address cannot be used."""
     loaded = load_or_explain(arguments.config)
     if loaded is None:
         return EXIT_UNKNOWN
@@ -76,17 +81,29 @@ class Supervisor:
         site = Site(self._agent.board, self._alive, metrics.expose)
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)
+        self._api_is_asked_for = loaded.is_set("grpc.listen")
+        self._api = _api(loaded, self._agent)
 
     def run(self) -> int:
         """Serve and watch until a signal comes."""
         try:
             self._http.start()
-        except ListenError as error:
+            self._start_api()
+        except (ListenError, EndpointError) as error:
             print(f"nodediag: {error}", file=sys.stderr)
+            self._http.stop()
             return EXIT_UNKNOWN
+        self._watch()
+        log.info("stopped")
+        return EXIT_OK
+
+    def _watch(self) -> None:
+        """Let the detectors look until a signal comes, then stop every part."""
         runners = self._agent.runners
         listen = f"{self._listen.rpartition(':')[0]}:{self._http.port}"
-        log.info("started", extra={"version": __version__, "listen": listen, "detectors": [r.name for r in runners]})
+        api = self._api.listen if self._api else ""
+        parts = {"listen": listen, "api": api, "detectors": [r.name for r in runners]}
+        log.info("started", extra={"version": __version__, **parts})
         for runner in runners:
             runner.start()
         while not self._stop.wait(TICK_SECONDS):
@@ -95,9 +112,33 @@ class Supervisor:
                 runner.check_overdue()
         for runner in runners:
             runner.stop()
+        if self._api:
+            self._api.stop()
         self._http.stop()
-        log.info("stopped")
-        return EXIT_OK
+
+    def _start_api(self) -> None:
+        """Serve the API. Where it is only a default, a socket we may not make is no reason to leave the node unwatched.
+
+        Raises EndpointError.
+        """
+        try:
+            if self._api:
+                self._api.start()
+        except EndpointError as error:
+            if self._api_is_asked_for or isinstance(error, EndpointInUseError):
+                raise
+            log.warning("no API is served", extra={"why": str(error)})
+            self._api = None
 
     def _alive(self) -> bool:
         return self._clock.awake() - self._beat < ALIVE_SECONDS
+
+
+def _api(loaded: Loaded, agent: app.Agent) -> "ApiServer | None":
+    """Return the API that is to be served, if any."""
+    listen = loaded.settings.grpc.listen
+    if not listen:
+        return None
+    from agent.api.server import ApiServer  # noqa: PLC0415 - without the API, its 13 MiB are not spent
+
+    return ApiServer(listen, agent.board, app.condition_types(agent.detectors))

@@ -18,19 +18,20 @@ def to_json(report: NodeReport) -> dict[str, Any]:
     """Return the report as what `json.dumps` takes. Pure."""
     return {
         "nodeName": encodable(report.node_name),
-        "observedAt": _time(report.observed_at),
-        "conditions": [_condition(condition) for condition in report.conditions],
+        "observedAt": rfc3339(report.observed_at),
+        "conditions": [condition_json(condition) for condition in report.conditions],
         "detectors": [_detector(detector) for detector in report.detectors],
     }
 
 
-def _condition(condition: Condition) -> dict[str, Any]:
+def condition_json(condition: Condition) -> dict[str, Any]:
+    """Return one condition as what `json.dumps` takes. Pure."""
     return {
         "type": encodable(condition.type),
         "status": condition.status.value,
         "reason": encodable(condition.reason),
         "message": encodable(condition.message),
-        "lastTransitionTime": _time(condition.last_transition_time),
+        "lastTransitionTime": rfc3339(condition.last_transition_time),
         "findings": [_finding(active) for active in condition.findings],
     }
 
@@ -41,7 +42,7 @@ def _finding(active: ActiveFinding) -> dict[str, Any]:
         "reason": encodable(finding.reason),
         "message": encodable(finding.message),
         "recommendedAction": finding.recommended_action.value,
-        "since": _time(active.since),
+        "since": rfc3339(active.since),
         "target": _target(finding.target),
         "pod": _pod(finding.pod),
         "values": {_camel(key): _value(value) for key, value in finding.values.items()},
@@ -98,6 +99,6 @@ def _camel(key: str) -> str:
     return first + "".join(word[:1].upper() + word[1:] for word in others)
 
 
-def _time(seconds: float) -> str:
+def rfc3339(seconds: float) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-08-01T03:12:45.250Z`."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

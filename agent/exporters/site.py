@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import TypeAlias
 
 from agent.exporters.page import CONTENT_SECURITY_POLICY, render
-from agent.model import DetectorState
 from agent.pipeline.board import Board
 
 PLAIN = "text/plain; charset=utf-8"
@@ -55,8 +54,7 @@ class Site:
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"the agent's own loop has stopped turning\n")
 
     def _readyz(self, _: str) -> Answer:
-        detectors = (entry.status for entry in self._board.entries())
-        waiting = [detector.name for detector in detectors if detector.state is DetectorState.STARTING]
+        waiting = self._board.waiting()
         if not waiting:
             return Answer(HTTPStatus.OK, b"ok\n")
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not looked yet: {', '.join(waiting)}\n".encode())

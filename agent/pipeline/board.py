@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agent.clock import Clock
-from agent.model import Condition, DetectorStatus, NodeReport, Sample
+from agent.model import Condition, DetectorState, DetectorStatus, NodeReport, Sample
 
 log = logging.getLogger("nodediag.board")
 
@@ -65,6 +65,11 @@ class Board:
         """Return the latest entry of every detector, in the order they were first published."""
         with self._lock:
             return tuple(self._entries.values())
+
+    def waiting(self) -> tuple[str, ...]:
+        """Return the detectors that have not looked yet; the board is fresh once there are none."""
+        statuses = (entry.status for entry in self.entries())
+        return tuple(status.name for status in statuses if status.state is DetectorState.STARTING)
 
     def report(self) -> NodeReport:
         """Return the whole node as it is known now."""

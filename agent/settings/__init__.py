@@ -10,6 +10,17 @@ agent.schema.
 
 from agent.settings.loading import Loaded, SettingsError, load
 from agent.settings.tree import DetectorsSettings, Settings, describe, node_name
+from agent.settings.values import socket_endpoint_problem
 from agent.settings.writing import inline
 
-__all__ = ["DetectorsSettings", "Loaded", "Settings", "SettingsError", "describe", "inline", "load", "node_name"]
+__all__ = [
+    "DetectorsSettings",
+    "Loaded",
+    "Settings",
+    "SettingsError",
+    "describe",
+    "inline",
+    "load",
+    "node_name",
+    "socket_endpoint_problem",
+]

@@ -16,6 +16,7 @@ from agent.host.kubelet import url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
     dns_name_problem,
+    grpc_listen_problem,
     listen_problem,
     namespaces_problem,
     node_name_problem,
@@ -52,9 +53,9 @@ class HttpSettings:
 class TlsSettings:
     """Certificates of the gRPC API."""
 
-    cert_file: str = setting("", "our certificate", check=unbuilt("gRPC API", ""))
-    key_file: str = setting("", "its private key", check=unbuilt("gRPC API", ""))
-    client_ca_file: str = setting("", "who signs the callers' certificates", check=unbuilt("gRPC API", ""))
+    cert_file: str = setting("", "our certificate", check=unbuilt("gRPC over TCP", ""))
+    key_file: str = setting("", "its private key", check=unbuilt("gRPC over TCP", ""))
+    client_ca_file: str = setting("", "who signs the callers' certificates", check=unbuilt("gRPC over TCP", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,18 @@ class CallerSettings:
 
 @dataclass(frozen=True, slots=True)
 class GrpcSettings:
-    """The API for controllers; not in this version."""
+    """The API for controllers; over TCP not in this version."""
 
     listen: str = setting(
-        GRPC_SOCKET, "unix:PATH, or host:port with TLS; not in this version", check=unbuilt("gRPC API", GRPC_SOCKET)
+        GRPC_SOCKET,
+        "unix:PATH; empty: no API is served. If set here, it must be possible to serve there; where it is only "
+        "the default, the agent does without if it may not write there",
+        check=grpc_listen_problem,
+        presence=True,
     )
-    tls: TlsSettings = table(TlsSettings, "obligatory with host:port")
+    tls: TlsSettings = table(TlsSettings, "for host:port; not in this version")
     callers: tuple[CallerSettings, ...] = setting(
-        (), "who may call, and for which actions", check=unbuilt("gRPC API", ())
+        (), "who may call over TCP, and for which actions; not in this version", check=unbuilt("gRPC over TCP", ())
     )
 
 

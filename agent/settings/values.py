@@ -43,6 +43,21 @@ def listen_problem(address: str) -> str | None:
     return "must be host:port, such as 127.0.0.1:9797 or [::1]:9797"
 
 
+def socket_endpoint_problem(endpoint: str) -> str | None:
+    """unix: and the absolute path of a Unix socket."""
+    path = endpoint.removeprefix("unix:")
+    if path == endpoint or path_problem(path):
+        return "must be unix: and an absolute path, such as unix:/run/nodediag/nodediag.sock"
+    return socket_problem(path)
+
+
+def grpc_listen_problem(listen: str) -> str | None:
+    """A Unix socket, or nothing."""
+    if listen and not listen.startswith("unix:") and listen_problem(listen) is None:
+        return "this version serves the gRPC API on a Unix socket only, not over TCP: must be unix:PATH"
+    return socket_endpoint_problem(listen) if listen else None
+
+
 def namespaces_problem(names: tuple[str, ...]) -> str | None:
     """At least one containerd namespace."""
     if names and all(CONTAINERD_NAMESPACE.fullmatch(name) for name in names):

@@ -53,7 +53,9 @@ class AgentProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self._folder = folder
-        self._settings = {"http": {"listen": f"127.0.0.1:{self.port}"}, "node_name": "lab", **settings}
+        self.endpoint = f"unix:{folder}/nodediag.sock"
+        own = {"http": {"listen": f"127.0.0.1:{self.port}"}, "grpc": {"listen": self.endpoint}, "node_name": "lab"}
+        self._settings = {**own, **settings}
         self._log = folder / "log.json"
         self._start = start
         self._connect = connect or (lambda port: socket.create_connection(("127.0.0.1", port), timeout=10))

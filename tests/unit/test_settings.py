@@ -348,9 +348,8 @@ def test_a_file_that_cannot_be_read_is_refused_plainly(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("remediation: {enabled: true}", "remediation"),
-        ("grpc: {listen: '0.0.0.0:9798'}", "gRPC API"),
-        ("grpc: {tls: {cert_file: /tls.crt}}", "gRPC API"),
-        ("grpc: {callers: [{identity: controller, actions: [KillShim]}]}", "gRPC API"),
+        ("grpc: {tls: {cert_file: /tls.crt}}", "gRPC over TCP"),
+        ("grpc: {callers: [{identity: controller, actions: [KillShim]}]}", "gRPC over TCP"),
         ("kubelet: {api_url: 'https://127.0.0.1:10250'}", "client of the kubelet's API"),
         ("kubelet: {insecure_skip_verify: true}", "client of the kubelet's API"),
     ],
@@ -358,6 +357,29 @@ def test_a_file_that_cannot_be_read_is_refused_plainly(tmp_path: Path) -> None:
 def test_what_this_version_cannot_do_is_refused_not_ignored(refused: Refuse, text: str, what: str) -> None:
     (told,) = refused(text)
     assert f"this version has no {what} yet: leave it out; it is " in told
+
+
+@pytest.mark.parametrize(
+    ("listen", "what"),
+    [
+        ("0.0.0.0:9798", "on a Unix socket only, not over TCP: must be unix:PATH"),
+        ("[::1]:9798", "on a Unix socket only, not over TCP: must be unix:PATH"),
+        ("/run/nodediag.sock", "must be unix: and an absolute path, such as unix:/run/nodediag/nodediag.sock"),
+        ("unix:", "must be unix: and an absolute path"),
+        ("unix:nodediag.sock", "must be unix: and an absolute path"),
+        ("unix:@nodediag", "must be unix: and an absolute path"),
+        ("vsock:1:2", "must be unix: and an absolute path"),
+        (f"unix:/{'x' * 107}", "must be at most 107 bytes"),
+    ],
+)
+def test_the_api_is_served_on_a_unix_socket_or_not_at_all(refused: Refuse, listen: str, what: str) -> None:
+    (told,) = refused(f"grpc: {{listen: '{listen}'}}")
+    assert what in told
+
+
+@pytest.mark.parametrize("listen", ["", "unix:/run/x.sock", "unix:///run/x.sock", f"unix:/{'x' * 106}"])
+def test_where_the_api_may_be_served(loaded: Load, listen: str) -> None:
+    assert loaded(f"grpc: {{listen: '{listen}'}}").settings.grpc.listen == listen
 
 
 @pytest.mark.parametrize(
@@ -420,5 +442,5 @@ def test_no_bytes_do_anything_but_load_or_be_refused(tmp_path_factory: pytest.Te
 
 def test_presence_is_marked_where_the_detectors_rely_on_it() -> None:
     marked = {path for path, _, rule in describe(Settings()) if rule.presence}
-    assert marked == {"containerd.address", "containerd.state_dir", "kubelet.healthz_url"}
+    assert marked == {"containerd.address", "containerd.state_dir", "grpc.listen", "kubelet.healthz_url"}
     assert rule_of(fields(Settings().kubelet)[0].metadata).presence

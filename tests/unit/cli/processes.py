@@ -22,12 +22,18 @@ def config_file(folder: Path, kubelet_port: int, listen: str = "127.0.0.1:0") ->
     settings = {
         "node_name": "worker-3",
         "http": {"listen": listen},
+        "grpc": {"listen": endpoint(folder)},
         "kubelet": {"healthz_url": f"http://127.0.0.1:{kubelet_port}/healthz"},
         "dns": {"servers": ["127.0.0.1:9"]},
         "detectors": {name: {"enabled": False} for name in OTHERS} | {"kubelet_healthz": {"failure_threshold": 1}},
     }
     file.write_text(json.dumps(settings))
     return file
+
+
+def endpoint(folder: Path) -> str:
+    """Where an agent with the settings of `config_file` serves its API."""
+    return f"unix:{folder}/nodediag.sock"
 
 
 def command(*words: object) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent import app
-from agent.cli import check
+from agent.cli import check, output
 from agent.cli.exits import exit_code
 from agent.cli.parser import parse
 from agent.clock import Clock
@@ -193,7 +193,7 @@ def test_a_terminal_gets_colour_unless_it_is_unwanted(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert check._colour() is colour
+    assert output._colour() is colour
 
 
 def test_settings_that_cannot_be_used_are_undetermined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

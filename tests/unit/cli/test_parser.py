@@ -3,7 +3,7 @@
 import pytest
 
 from agent import __version__
-from agent.cli import check, config, run
+from agent.cli import check, config, report, run, watch
 from agent.cli.parser import parse
 
 
@@ -20,6 +20,21 @@ def test_each_subcommand_leads_to_its_function(module: object) -> None:
     assert str(arguments.config) == "/etc/nodediag.yaml"
 
 
+@pytest.mark.parametrize("module", [report, watch])
+def test_the_clients_ask_the_default_socket_unless_told_otherwise(module: object) -> None:
+    name = module.NAME  # type: ignore[attr-defined]
+    function, arguments = parse([name])
+    assert function is module.main  # type: ignore[attr-defined]
+    assert (arguments.endpoint, arguments.format) == ("unix:/run/nodediag/nodediag.sock", "text")
+    _, arguments = parse([name, "--endpoint", "unix:/tmp/n.sock", "--format", "json"])
+    assert (arguments.endpoint, arguments.format) == ("unix:/tmp/n.sock", "json")
+
+
+def test_watch_takes_types_one_by_one() -> None:
+    _, arguments = parse(["watch", "--type", "DNSUnavailable", "--type", "PLEGUnhealthy"])
+    assert arguments.type == ["DNSUnavailable", "PLEGUnhealthy"]
+
+
 def test_check_takes_detectors_one_by_one() -> None:
     _, arguments = parse(["check", "--detector", "conntrack_dns", "--detector", "kubelet_healthz"])
     assert arguments.detector == ["conntrack_dns", "kubelet_healthz"]
@@ -34,6 +49,8 @@ def test_check_takes_detectors_one_by_one() -> None:
         (["check", "--detector", "dns"], "invalid choice: 'dns' (choose from 'containerd_shim', 'defunct_processes'"),
         (["check", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
         (["config", "--config", "a", "--check", "b"], "not allowed with argument"),
+        (["report", "--endpoint", "10.0.0.1:9798"], "argument --endpoint: must be unix: and an absolute path"),
+        (["watch", "--endpoint", "nodediag.sock"], "argument --endpoint: must be unix: and an absolute path"),
         (["run", "now"], "unrecognized arguments: now"),
     ],
 )
@@ -50,7 +67,7 @@ def test_wrong_usage_is_undetermined_and_told_on_standard_error(
 def test_help_names_every_subcommand_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of("--help") == 0
     words = " ".join(capsys.readouterr().out.split())
-    for module in (run, check, config):
+    for module in (run, check, report, watch, config):
         assert f"{module.NAME} {module.HELP}" in words
     assert "0 nothing is wrong, 1 something is, 2 it could not be determined" in words
 

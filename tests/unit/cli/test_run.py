@@ -1,6 +1,7 @@
 """`nodediag run`: starts plainly, serves, and stops within two seconds whatever its probes do."""
 
 import http.client
+import json
 import signal
 import socket
 import subprocess
@@ -11,6 +12,9 @@ import pytest
 
 from agent import __version__
 from agent.cli.parser import parse
+from agent.cli.run import StopSignals, Supervisor
+from agent.clock import StallMeter
+from agent.settings import load
 from tests.lab.waiting import wait_until
 from tests.unit.cli.processes import (
     SECONDS,
@@ -18,6 +22,7 @@ from tests.unit.cli.processes import (
     command,
     config_file,
     ended,
+    endpoint,
     log_line,
     running,
 )
@@ -42,6 +47,16 @@ def build(loaded, clock):
 
 app.build = build
 __main__.main()
+"""
+
+
+TELLING_AGENT = """
+import sys
+from agent.cli.parser import parse
+function, arguments = parse(None)
+code = function(arguments)
+print("grpc:", "grpc" in sys.modules)
+sys.exit(code)
 """
 
 
@@ -127,3 +142,68 @@ def test_being_stopped_and_continued_is_not_being_told_to_stop(tmp_path: Path) -
 
 def process_state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# The API
+
+
+def started(folder: Path, **grpc: str) -> subprocess.CompletedProcess[str]:
+    """An agent that is expected to refuse; its settings are those of `config_file` with this table."""
+    file = config_file(folder, 1)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "grpc": grpc}))
+    words = command("run", "--config", file)
+    return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def test_a_socket_another_agent_answers_on_is_not_taken_from_it(tmp_path: Path) -> None:
+    with closed_port() as port, running(command("run", "--config", config_file(tmp_path, port))) as process:
+        assert process.stderr is not None
+        log_line(process.stderr, "started")
+        done = started(tmp_path, listen=endpoint(tmp_path))
+        assert process.poll() is None
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"nodediag: cannot serve gRPC on {endpoint(tmp_path)}: another nodediag is running")
+
+
+def test_a_socket_left_by_an_agent_that_was_killed_is_taken(tmp_path: Path) -> None:
+    for _ in range(2):
+        with closed_port() as port, running(command("run", "--config", config_file(tmp_path, port))) as process:
+            assert process.stderr is not None
+            assert log_line(process.stderr, "started")["api"] == endpoint(tmp_path)
+            ended(process, signal.SIGKILL)
+        assert (tmp_path / "nodediag.sock").is_socket()
+
+
+def test_a_socket_that_was_set_and_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    done = started(tmp_path, listen="unix:/proc/nodediag.sock")
+    assert done.returncode == 2
+    assert done.stderr.startswith("nodediag: cannot serve gRPC on unix:/proc/nodediag.sock: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_default_socket_that_cannot_be_made_leaves_the_node_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "nodediag.yaml"
+    file.write_text("http: {listen: '127.0.0.1:0'}")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda *_, **__: -1)
+    supervisor = Supervisor(load(file), StallMeter(), StopSignals())
+    api = supervisor._api
+    assert api is not None
+    api.listen = "unix:/proc/nodediag.sock"
+    with caplog.at_level("WARNING"):
+        supervisor._start_api()
+    assert supervisor._api is None
+    assert [record.message for record in caplog.records] == ["no API is served"]
+    assert "cannot serve gRPC on unix:/proc/nodediag.sock" in caplog.records[0].__dict__["why"]
+
+
+def test_no_api_is_made_and_no_grpc_loaded_if_none_is_wanted(tmp_path: Path) -> None:
+    file = config_file(tmp_path, 1)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "grpc": {"listen": ""}}))
+    with running([command()[0], "-c", TELLING_AGENT, "run", "--config", str(file)]) as process:
+        assert process.stderr is not None
+        assert log_line(process.stderr, "started")["api"] == ""
+        code, _, output, _ = ended(process, signal.SIGTERM)
+    assert (code, output) == (0, "grpc: False\n")

@@ -1,0 +1,61 @@
+"""DiagnosticsService: the report, and conditions as they change. Answers come from memory and wait for no probe."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+import grpc
+
+from agent.api import convert, errors
+from agent.api.pb import diagnostics_service_pb2 as pb
+from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
+from agent.pipeline.board import Board
+from agent.pipeline.feed import MAX_WATCHERS, Feed, TooManyWatchersError, Watcher
+
+MAX_SHOWN = 64
+"""Characters of a caller's word that are repeated to it."""
+
+
+class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
+    """Answers for one board and its feed; `types` are all that this agent's detectors may report."""
+
+    def __init__(self, board: Board, feed: Feed, types: Collection[str]) -> None:
+        self._board = board
+        self._feed = feed
+        self._types = frozenset(types)
+
+    def GetNodeReport(  # noqa: N802 - the proto's name
+        self,
+        request: pb.GetNodeReportRequest,  # noqa: ARG002 - it asks for nothing in particular
+        context: grpc.ServicerContext,  # noqa: ARG002 - it cannot be refused
+    ) -> pb.GetNodeReportResponse:
+        """Return everything known about this node now."""
+        return pb.GetNodeReportResponse(report=convert.report(self._board.report()))
+
+    def WatchConditions(  # noqa: N802 - the proto's name
+        self, request: pb.WatchConditionsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchConditionsResponse]:
+        """Stream a snapshot, then each change; a message is made only once the one before it is on its way."""
+        with self._admitted(request, context) as watcher:
+            if not context.add_callback(watcher.close):
+                return  # the caller has gone already
+            for event in watcher:
+                yield convert.event(event)
+        if self._feed.closed:
+            context.abort_with_status(errors.stopping())
+
+    def _admitted(self, request: pb.WatchConditionsRequest, context: grpc.ServicerContext) -> Watcher:
+        violations = self._violations(request)
+        if violations:
+            context.abort_with_status(errors.invalid(violations))
+        try:
+            return self._feed.watch(request.types)
+        except TooManyWatchersError as full:
+            limits = {"limit": str(MAX_WATCHERS)}
+            context.abort_with_status(errors.exhausted(str(full), "TOO_MANY_WATCHERS", limits))
+
+    def _violations(self, request: pb.WatchConditionsRequest) -> Mapping[str, str]:
+        known = ", ".join(sorted(self._types))
+        return {
+            f"types[{index}]": f"{name[:MAX_SHOWN]} is no condition of this agent; there are: {known}"
+            for index, name in enumerate(request.types)
+            if name not in self._types
+        }

@@ -1,0 +1,1 @@
+"""Generated from proto/nodediag by `make proto`; never edited."""

@@ -1,0 +1,54 @@
+from agent.api.pb import node_report_pb2 as _node_report_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetNodeReportRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetNodeReportResponse(_message.Message):
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: _node_report_pb2.NodeReport
+    def __init__(self, report: _Optional[_Union[_node_report_pb2.NodeReport, _Mapping]] = ...) -> None: ...
+
+class WatchConditionsRequest(_message.Message):
+    __slots__ = ("types",)
+    TYPES_FIELD_NUMBER: _ClassVar[int]
+    types: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, types: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WatchConditionsResponse(_message.Message):
+    __slots__ = ("snapshot", "changed", "removed", "gap")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    snapshot: Snapshot
+    changed: _node_report_pb2.Condition
+    removed: Removed
+    gap: Gap
+    def __init__(self, snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., changed: _Optional[_Union[_node_report_pb2.Condition, _Mapping]] = ..., removed: _Optional[_Union[Removed, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("conditions",)
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    conditions: _containers.RepeatedCompositeFieldContainer[_node_report_pb2.Condition]
+    def __init__(self, conditions: _Optional[_Iterable[_Union[_node_report_pb2.Condition, _Mapping]]] = ...) -> None: ...
+
+class Removed(_message.Message):
+    __slots__ = ("type",)
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    type: str
+    def __init__(self, type: _Optional[str] = ...) -> None: ...
+
+class Gap(_message.Message):
+    __slots__ = ("missed",)
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    missed: int
+    def __init__(self, missed: _Optional[int] = ...) -> None: ...
