@@ -49,7 +49,7 @@ T = TypeVar("T")
 class ContainerdShimSettings(DetectorSettings):
     """Settings of the containerd_shim detector."""
 
-    period_seconds: float = setting(5.0, "time between two looks; each is jittered by 10 %", minimum=1, maximum=3600)
+    period_seconds: float = setting(4.0, "time between two looks; each is jittered by 10 %", minimum=1, maximum=3600)
     ping_seconds: float = setting(
         2.0,
         "how long one look waits for answers; what is still open is listened to at the next",

@@ -27,7 +27,7 @@ from tests.unit.cli.processes import (
 )
 from tests.unit.cli.test_run import STOP_SECONDS, get
 
-SCHEMA = Path(__file__).parents[3] / "docs" / "report.schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 KUBELET = "KubeletHealthzFailing"
 
 
