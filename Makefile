@@ -17,7 +17,7 @@ run: setup
 	esac
 
 ## demo: the whole tour on real parts, under two minutes
-demo: setup lab-packages
+demo: setup-test lab-packages
 	@$(BIN)/python -m tests.demo
 
 ## test: everything, on real parts
