@@ -139,7 +139,7 @@ class ContainerRuntimeDetector:
             case Ending.TIMEOUT:
                 return _suspect(seen, TIMEOUT, _timeout_message(seen), _independent_timeouts(seen.attempts))
             case Ending.REFUSED | Ending.CLOSED:
-                excuse = self._excuse(seen)
+                excuse = restarting(NAME, seen.lifetime, seen.refused_seconds, self._settings)
                 if excuse:
                     return CheckResult(healthy={UNRESPONSIVE: excuse}, recheck_seconds=RECHECK_SECONDS)
                 return _suspect(seen, REFUSED, _refused_message(seen), 1)
@@ -162,16 +162,6 @@ class ContainerRuntimeDetector:
         raise NotApplicableError(
             f"there is no containerd at {self._address} and no container of it under {self._tasks}; "
             "set containerd.address if one is expected"
-        )
-
-    def _excuse(self, seen: Observation) -> str:
-        limits = self._settings
-        return restarting(
-            NAME,
-            seen.lifetime,
-            seen.refused_seconds,
-            restart_grace=limits.restart_grace_seconds,
-            ended_grace=limits.ended_grace_seconds,
         )
 
 
@@ -203,7 +193,7 @@ def _suspect(seen: Observation, reason: str, message: str, sightings: int) -> Ch
         sightings=sightings,
         timed=reason == TIMEOUT,
     )
-    return CheckResult((finding,), healthy={UNRESPONSIVE: f"not confirmed yet: {message}"})
+    return CheckResult((finding,))
 
 
 def _healthy(seen: Observation) -> str:

@@ -184,12 +184,11 @@ class KubeletHealthzDetector:
         reason, sightings = _judge(seen.attempts, self._settings.slow_seconds)
         if reason is None:
             return CheckResult(healthy={FAILING: _healthy(seen)}, samples=_samples(seen.attempts, None))
-        if reason == REFUSED and (excuse := self._excuse(seen)):
+        if reason == REFUSED and (excuse := restarting(NAME, seen.lifetime, seen.refused_seconds, self._settings)):
             samples = _samples(seen.attempts, None)
             return CheckResult(healthy={FAILING: excuse}, samples=samples, recheck_seconds=RECHECK_SECONDS)
         finding = self._finding(seen, reason, sightings)
-        doubt = {FAILING: f"not confirmed yet: {finding.message}"}
-        return CheckResult((finding,), healthy=doubt, samples=_samples(seen.attempts, reason))
+        return CheckResult((finding,), samples=_samples(seen.attempts, reason))
 
     def _expect_kubelet(self) -> None:
         if self._explicit or "KUBERNETES_SERVICE_HOST" in self._environ or self._kubelet_dir.exists():
@@ -199,16 +198,6 @@ class KubeletHealthzDetector:
                 f"there is no kubelet on this machine (no process of that name, no {self._kubelet_dir}, no "
                 "KUBERNETES_SERVICE_HOST); set kubelet.healthz_url if one is expected"
             )
-
-    def _excuse(self, seen: Observation) -> str:
-        limits = self._settings
-        return restarting(
-            NAME,
-            seen.lifetime,
-            seen.refused_seconds,
-            restart_grace=limits.restart_grace_seconds,
-            ended_grace=limits.ended_grace_seconds,
-        )
 
     def _finding(self, seen: Observation, reason: str, sightings: int) -> Finding:
         process = seen.lifetime.process

@@ -3,9 +3,23 @@
 What kubelet_healthz and container_runtime have in common.
 """
 
+from typing import Protocol
+
 from agent.clock import Clock
 from agent.host.exchange import Ending
 from agent.host.service import Lifetime
+
+
+class Graces(Protocol):
+    """For how long a refusal is excused: settings both detectors have."""
+
+    @property
+    def restart_grace_seconds(self) -> float:
+        """How long a process that has just been started may refuse."""
+
+    @property
+    def ended_grace_seconds(self) -> float:
+        """How long the process may be gone."""
 
 
 class Refusals:
@@ -25,15 +39,15 @@ class Refusals:
         return now - self._since
 
 
-def restarting(name: str, life: Lifetime, refused_seconds: float, *, restart_grace: float, ended_grace: float) -> str:
+def restarting(name: str, life: Lifetime, refused_seconds: float, graces: Graces) -> str:
     """Say why a refusal is explained by a restart under way; empty if it is not.
 
     Both graces also end that long after the first refusal: a service that starts again and again is down.
     """
-    young = life.age_seconds is not None and life.age_seconds < restart_grace
-    if young and refused_seconds < restart_grace:
+    grace = graces.restart_grace_seconds
+    if life.age_seconds is not None and life.age_seconds < grace and refused_seconds < grace:
         return f"{who(name, life)} was started {life.age_seconds:.0f} s ago and does not accept connections yet"
-    if life.process is None and life.ended is not None and refused_seconds < ended_grace:
+    if life.process is None and life.ended is not None and refused_seconds < graces.ended_grace_seconds:
         return f"{name}'s process {life.ended.pid} has just ended; its restart is awaited"
     return ""
 

@@ -11,11 +11,10 @@ from agent.detectors.container_runtime import ContainerRuntimeSettings
 from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
-from agent.host.dns import servers_problem
+from agent.host.dns import name_problem, servers_problem
 from agent.host.kubelet import url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
-    dns_name_problem,
     grpc_listen_problem,
     listen_problem,
     namespaces_problem,
@@ -136,7 +135,7 @@ class DnsSettings:
     name: str = setting(
         "kubernetes.default.svc.cluster.local",
         "the name asked for; any answer counts, also NXDOMAIN",
-        check=dns_name_problem,
+        check=name_problem,
     )
     resolv_conf: str = setting(
         "/etc/resolv.conf", "where the servers are read from if none are set", check=path_problem

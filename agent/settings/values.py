@@ -4,8 +4,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from agent.host.dns import encode_name
-
 MAX_NODE_NAME = 253
 """Characters of a Kubernetes name (RFC 1123 subdomain)."""
 MAX_SOCKET_PATH = 107
@@ -63,15 +61,6 @@ def namespaces_problem(names: tuple[str, ...]) -> str | None:
     if names and all(CONTAINERD_NAMESPACE.fullmatch(name) for name in names):
         return None
     return "must be names of containerd namespaces, at least one, such as [k8s.io]"
-
-
-def dns_name_problem(name: str) -> str | None:
-    """A name that can be asked for."""
-    try:
-        encode_name(name)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def unbuilt(what: str, default: Any) -> Callable[[Any], str | None]:  # noqa: ANN401 - any setting
