@@ -22,6 +22,7 @@ from agent.host.shims import ShimSense
 from agent.model import Detector, ProcessId
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
+from agent.remediation.remedy import Remedy
 from agent.settings import DetectorsSettings, Loaded, Settings, node_name
 
 DETECTOR_NAMES = tuple(item.name for item in fields(DetectorsSettings))
@@ -32,6 +33,7 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
     KubeletHealthzDetector,
     ContainerRuntimeDetector,
 )
+REMEDY_CLASSES: tuple[type[Remedy], ...] = ()
 KUBELET_DIR = Path("/var/lib/kubelet")
 
 

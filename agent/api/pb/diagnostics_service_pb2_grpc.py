@@ -45,6 +45,16 @@ class DiagnosticsServiceStub:
                 request_serializer=nodediag_dot_v1_dot_diagnostics__service__pb2.WatchConditionsRequest.SerializeToString,
                 response_deserializer=nodediag_dot_v1_dot_diagnostics__service__pb2.WatchConditionsResponse.FromString,
                 _registered_method=True)
+        self.ListEvidence = channel.unary_unary(
+                '/nodediag.v1.DiagnosticsService/ListEvidence',
+                request_serializer=nodediag_dot_v1_dot_diagnostics__service__pb2.ListEvidenceRequest.SerializeToString,
+                response_deserializer=nodediag_dot_v1_dot_diagnostics__service__pb2.ListEvidenceResponse.FromString,
+                _registered_method=True)
+        self.FetchEvidence = channel.unary_stream(
+                '/nodediag.v1.DiagnosticsService/FetchEvidence',
+                request_serializer=nodediag_dot_v1_dot_diagnostics__service__pb2.FetchEvidenceRequest.SerializeToString,
+                response_deserializer=nodediag_dot_v1_dot_diagnostics__service__pb2.FetchEvidenceResponse.FromString,
+                _registered_method=True)
 
 
 class DiagnosticsServiceServicer:
@@ -70,6 +80,20 @@ class DiagnosticsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvidence(self, request, context):
+        """Returns what evidence is stored, the latest first. There are few pieces, so all are in one answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchEvidence(self, request, context):
+        """Streams one piece of evidence, a JSON document, in chunks; NOT_FOUND if it is not stored (any more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiagnosticsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +106,16 @@ def add_DiagnosticsServiceServicer_to_server(servicer, server):
                     servicer.WatchConditions,
                     request_deserializer=nodediag_dot_v1_dot_diagnostics__service__pb2.WatchConditionsRequest.FromString,
                     response_serializer=nodediag_dot_v1_dot_diagnostics__service__pb2.WatchConditionsResponse.SerializeToString,
+            ),
+            'ListEvidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvidence,
+                    request_deserializer=nodediag_dot_v1_dot_diagnostics__service__pb2.ListEvidenceRequest.FromString,
+                    response_serializer=nodediag_dot_v1_dot_diagnostics__service__pb2.ListEvidenceResponse.SerializeToString,
+            ),
+            'FetchEvidence': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchEvidence,
+                    request_deserializer=nodediag_dot_v1_dot_diagnostics__service__pb2.FetchEvidenceRequest.FromString,
+                    response_serializer=nodediag_dot_v1_dot_diagnostics__service__pb2.FetchEvidenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,6 +173,60 @@ class DiagnosticsService:
             '/nodediag.v1.DiagnosticsService/WatchConditions',
             nodediag_dot_v1_dot_diagnostics__service__pb2.WatchConditionsRequest.SerializeToString,
             nodediag_dot_v1_dot_diagnostics__service__pb2.WatchConditionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nodediag.v1.DiagnosticsService/ListEvidence',
+            nodediag_dot_v1_dot_diagnostics__service__pb2.ListEvidenceRequest.SerializeToString,
+            nodediag_dot_v1_dot_diagnostics__service__pb2.ListEvidenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nodediag.v1.DiagnosticsService/FetchEvidence',
+            nodediag_dot_v1_dot_diagnostics__service__pb2.FetchEvidenceRequest.SerializeToString,
+            nodediag_dot_v1_dot_diagnostics__service__pb2.FetchEvidenceResponse.FromString,
             options,
             channel_credentials,
             insecure,
