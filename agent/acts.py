@@ -59,6 +59,19 @@ class RefusalReason(StrEnum):
     STOPPING = "STOPPING"
 
 
+_ABOUT_THE_TARGET = frozenset(
+    {
+        RefusalReason.OTHER_BOOT,
+        RefusalReason.TARGET_GONE,
+        RefusalReason.TARGET_CHANGED,
+        RefusalReason.PROTECTED_PROCESS,
+        RefusalReason.CONDITION_NOT_TRUE,
+        RefusalReason.NOT_CONFIRMED,
+        RefusalReason.UNSAFE_NOW,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Nothing was done, and why, in a word and in a sentence that says what would help.
@@ -70,6 +83,14 @@ class Refusal:
     reason: RefusalReason
     message: str
     retry_seconds: float | None = None
+
+    @property
+    def binds(self) -> bool:
+        """Whether it is the answer to its request_id for good: a look at the target has refuted the request.
+
+        Whatever else stood in the way may be gone when the same request comes again.
+        """
+        return self.reason in _ABOUT_THE_TARGET
 
 
 class RefusedError(Exception):

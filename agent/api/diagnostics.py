@@ -1,26 +1,31 @@
-"""DiagnosticsService: the report, and conditions as they change. Answers come from memory and wait for no probe."""
+"""DiagnosticsService: the report, conditions as they change, and the evidence of what was acted on.
+
+Answers come from memory, evidence from the state folder; none waits for a probe.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
 
 import grpc
 
-from agent.api import convert, errors
+from agent.api import convert, errors, refusals, remediation_words
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
 from agent.pipeline.board import Board
 from agent.pipeline.feed import MAX_WATCHERS, Feed, TooManyWatchersError, Watcher
+from agent.remediation.evidence import EvidenceError, EvidenceStore
 
 MAX_SHOWN = 64
 """Characters of a caller's word that are repeated to it."""
 
 
 class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
-    """Answers for one board and its feed; `types` are all that this agent's detectors may report."""
+    """Answers for one board, its feed and its evidence; `types` are all that this agent's detectors may report."""
 
-    def __init__(self, board: Board, feed: Feed, types: Collection[str]) -> None:
+    def __init__(self, board: Board, feed: Feed, types: Collection[str], evidence: EvidenceStore) -> None:
         self._board = board
         self._feed = feed
         self._types = frozenset(types)
+        self._evidence = evidence
 
     def GetNodeReport(  # noqa: N802 - the proto's name
         self,
@@ -41,6 +46,31 @@ class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
                 yield convert.event(event)
         if self._feed.closed:
             context.abort_with_status(errors.stopping())
+
+    def ListEvidence(  # noqa: N802 - the proto's name
+        self,
+        request: pb.ListEvidenceRequest,  # noqa: ARG002 - it asks for nothing in particular
+        context: grpc.ServicerContext,
+    ) -> pb.ListEvidenceResponse:
+        """Return what evidence is stored, the latest first."""
+        try:
+            stored = self._evidence.list()
+        except EvidenceError as error:
+            context.abort_with_status(refusals.unreadable(str(error)))
+        return pb.ListEvidenceResponse(evidence=[remediation_words.write_evidence(each) for each in stored])
+
+    def FetchEvidence(  # noqa: N802 - the proto's name
+        self, request: pb.FetchEvidenceRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.FetchEvidenceResponse]:
+        """Stream one piece of evidence in chunks."""
+        try:
+            for chunk in self._evidence.read(request.id):
+                yield pb.FetchEvidenceResponse(chunk=chunk)
+        except KeyError:
+            shown = request.id[:MAX_SHOWN]
+            context.abort_with_status(refusals.not_found(f"no evidence {shown!r} is stored (any more)"))
+        except EvidenceError as error:
+            context.abort_with_status(refusals.unreadable(str(error)))
 
     def _admitted(self, request: pb.WatchConditionsRequest, context: grpc.ServicerContext) -> Watcher:
         violations = self._violations(request)

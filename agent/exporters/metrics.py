@@ -7,7 +7,7 @@ last limit). The only module that imports prometheus_client.
 
 import itertools
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -15,10 +15,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from agent.acts import Outcome
 from agent.clock import Clock
 from agent.exporters.printable import printable
 from agent.exporters.samples import MAX_LABEL, MAX_SERIES, Labels, Samples, Total
-from agent.model import Condition, Detector, DetectorState, DetectorStatus, Metric, MetricKind, Status
+from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Metric, MetricKind, Status
 from agent.pipeline.board import Board, Entry
 
 PREFIX = "nodediag_"
@@ -72,6 +73,12 @@ OWN: tuple[Metric, ...] = (
         f"Samples left out because their metric had {MAX_SERIES} series already.",
     ),
     Metric(
+        "remediations_total",
+        MetricKind.COUNTER,
+        "Requests to mend something, by action and by what came of them; since this agent was started.",
+        ("action", "outcome"),
+    ),
+    Metric(
         "self_stall_seconds_total",
         MetricKind.COUNTER,
         "Time in which the agent could not run: CPU throttling, SIGSTOP, a paused machine.",
@@ -94,13 +101,22 @@ _FINE = frozenset({DetectorState.OK, DetectorState.NOT_APPLICABLE})
 class Metrics(Collector):
     """Collector and exposition for one board. Subscribes to it and owns its registry: no global state.
 
-    Raises ValueError if what the detectors declare is wrong or contradictory.
+    `remediations` tells how many had each outcome. Raises ValueError if what the detectors declare is wrong or
+    contradictory.
     """
 
-    def __init__(self, board: Board, clock: Clock, detectors: Sequence[Detector], version: str) -> None:
+    def __init__(
+        self,
+        board: Board,
+        clock: Clock,
+        detectors: Sequence[Detector],
+        version: str,
+        remediations: Callable[[], Mapping[tuple[Action, Outcome], int]] = dict,
+    ) -> None:
         self._board = board
         self._clock = clock
         self._version = version
+        self._remediations = remediations
         self._reasons = {kind: tuple(reasons) for d in detectors for kind, reasons in d.conditions.items()}
         self._samples = Samples(detectors, _OWN)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -122,6 +138,7 @@ class Metrics(Collector):
         yield from self._condition_families(entries)
         yield from self._detector_families([entry.status for entry in entries])
         yield _counter("series_dropped_total", {(): self._samples.dropped()})
+        yield _counter("remediations_total", {(a.value, o.value): n for (a, o), n in self._remediations().items()})
         yield _counter("self_stall_seconds_total", {(): self._clock.stalled()})
         yield _gauge(_OWN["build_info"], {(self._version, platform.python_version()): 1})
         for name, totals in self._samples.totals().items():

@@ -26,3 +26,5 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if dns.min_lost_pairs > dns.repeat_pairs + 1:
         must = f"must be at most repeat_pairs + 1 ({dns.repeat_pairs + 1}), or a race can never show"
         yield "detectors.conntrack_dns.min_lost_pairs", f"{must}; it is {dns.min_lost_pairs}"
+    if settings.remediation.enabled and not settings.grpc.listen:
+        yield "remediation.enabled", "must be false while grpc.listen is empty: nobody could ask for anything"

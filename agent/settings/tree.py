@@ -35,7 +35,16 @@ class HostSettings:
     sys: str = setting("/sys", "the node's sysfs, for the cgroups", check=path_problem)
     dev_kmsg: str = setting("/dev/kmsg", "the kernel log; not read in this version", check=path_problem)
     state_dir: str = setting(
-        "/var/lib/nodediag", "what must outlive a restart; nothing yet in this version", check=path_problem
+        "/var/lib/nodediag",
+        "what must outlive a restart: the ledger of remediations, their evidence, and the file named paused that stops "
+        "them all",
+        check=path_problem,
+    )
+    dbus_socket: str = setting(
+        "/run/dbus/system_bus_socket",
+        "the node's system bus, to have systemd restart a service; where it is not, services are ended by signals and "
+        "their supervisor starts them again",
+        check=socket_problem,
     )
 
 
@@ -181,14 +190,13 @@ class ActionsSettings:
 
 @dataclass(frozen=True, slots=True)
 class RemediationSettings:
-    """What may be mended on request; not in this version."""
+    """What may be mended on request."""
 
-    enabled: bool = setting(
-        default=False,
-        meaning="whether anything may be mended at all; not in this version",
-        check=unbuilt("remediation", default=False),
-    )
+    enabled: bool = setting(default=False, meaning="whether anything may be mended at all")
     dry_run: bool = setting(default=True, meaning="whether every remediation stops before its last step")
+    max_per_hour: int = setting(
+        12, "how often anything is performed in an hour at most, all actions together", minimum=0, maximum=3600
+    )
     actions: ActionsSettings = table(ActionsSettings, "the actions and their limits")
 
 

@@ -120,6 +120,7 @@ def value_at(settings: Any, path: str) -> Any:
         ("detectors.kubelet_healthz.deadline_seconds", 10.0),
         ("remediation.enabled", False),
         ("remediation.dry_run", True),
+        ("remediation.max_per_hour", 12),
         ("remediation.actions.KillShim.enabled", True),
         ("remediation.actions.KillShim.cooldown_seconds", 60.0),
         ("remediation.actions.KillShim.max_per_hour", 6),
@@ -347,7 +348,6 @@ def test_a_file_that_cannot_be_read_is_refused_plainly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("remediation: {enabled: true}", "remediation"),
         ("grpc: {tls: {cert_file: /tls.crt}}", "gRPC over TCP"),
         ("grpc: {callers: [{identity: controller, actions: [KillShim]}]}", "gRPC over TCP"),
         ("kubelet: {api_url: 'https://127.0.0.1:10250'}", "client of the kubelet's API"),
