@@ -7,6 +7,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,17 +191,28 @@ def test_cool_down_budget_disabled_and_a_folder_that_cannot_be_written(node: Men
             assert reason_of(spent) == "BUDGET_SPENT"
         with AgentProcess(tmp_path / "b", node.settings(remediation={"enabled": False})) as agent:
             assert reason_of(refusal_of(agent, Action.KILL_SHIM, targets[1])) == "REMEDIATION_DISABLED"
-        (tmp_path / "no-folder").write_text("a file stands where the folder should be")
-        broken = node.settings(**mending(tmp_path / "no-folder"))
-        with AgentProcess(tmp_path / "c", broken) as agent:
+        with read_only(tmp_path / "fixed") as fixed, AgentProcess(
+            tmp_path / "c", node.settings(**mending(fixed))
+        ) as agent:
             found(agent, about(second), "watching goes on without a ledger")
             error = refusal_of(agent, Action.KILL_SHIM, targets[1])
             assert reason_of(error) == "LEDGER_UNUSABLE"
-            assert "no-folder" in str(error)
+            assert str(fixed) in str(error)
         assert not has_ended(second.shim)
     node.containerd.forget(first)
     delete_container(node.containerd, second)
     wait_until(node.agent.all_well, 20, "the node is well again")
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    """A folder on a file system that takes no writes."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=64k", "nodediag-test", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _unless(error: ClientError, word: str) -> ClientError | None:

@@ -285,7 +285,7 @@ def test_a_gate_that_errs_has_refused(bench: Bench, monkeypatch: pytest.MonkeyPa
     def err(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("agent.remediation.gate._refusal", err)
+    monkeypatch.setattr("agent.remediation.gate._CHECKS", (err,))
     assert refused_for(bench.ask()) is RefusalReason.GATE_FAILED
     assert bench.remedy.calls == []
 
