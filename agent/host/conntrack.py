@@ -7,7 +7,7 @@ The kernel counts per CPU in 32 bits that wrap, so a rise is taken per CPU and t
 Nothing is asked over netlink where conntrack is not loaded: the mere question would make
 the kernel load it (nfnetlink's request_module), and a sense changes nothing.
 
-The only room that imports pyroute2.
+The only room that imports pyroute2; `ctnetlink` lends it to the action that deletes flows.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from agent.model import CannotSeeError
 
@@ -57,6 +57,7 @@ UDP_TIMEOUT_SECONDS = 30
 _PROTO_UDP = 17
 _DNS_PORT = 53
 _IPS_SEEN_REPLY = 1 << 1
+_IPS_FIXED_TIMEOUT = 1 << 10
 _MSG_GET = 1
 
 _import_lock = threading.Lock()
@@ -108,6 +109,23 @@ class DnsFlow:
     source_port: int
     server: str
     waited_seconds: int
+
+
+class FlowEntry(NamedTuple):
+    """An entry of the table that saw no answer, named as exactly as ctnetlink can: tuple, zone and id.
+
+    `id` (CTA_ID) is made of the entry's place in memory and its tuples: a flow that is begun anew from the same port
+    may well get the same one. `remaining_seconds` is the entry's timeout, rounded down; each packet sets it anew.
+    """
+
+    family: int
+    source: str
+    source_port: int
+    server: str
+    server_port: int
+    zone: int
+    id: int
+    remaining_seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,24 +275,19 @@ class Netlink:
         """
         return self._run(lambda: self._unreplied(family, limit))
 
-    def _run(self, question: Callable[[], Awaitable[_T]]) -> _T:
-        async def limited() -> _T:
-            async with asyncio.timeout(self._timeout):
-                return await question()
+    def entries(self, family: int, server: str, limit: int) -> tuple[list[FlowEntry], bool]:
+        """Return up to `limit` unanswered UDP/53 flows of one family, exactly named, and whether these are all.
 
-        try:
-            return asyncio.run(limited())
-        except TimeoutError:
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._timeout:g} s") from None
-        except OSError:
-            raise
-        except Exception as error:  # noqa: BLE001 - see below
-            # pyroute2's NetlinkError is no OSError; what its parser raises on a broken answer is anything
-            code = getattr(error, "code", None)
-            raise OSError(code or errno.EBADMSG, str(error) or type(error).__name__) from None
+        `server` narrows them to those sent to one address; empty for all. A flow with a zone for one direction only,
+        which pyroute2 cannot name, is left out. Raises OSError, TimeoutError, ValueError.
+        """
+        return self._run(lambda: self._entries(family, server, limit))
+
+    def _run(self, question: Callable[[], Awaitable[_T]]) -> _T:
+        return run_limited(question, self._timeout)
 
     async def _totals(self) -> tuple[CpuCounters, int, int]:
-        async with _ctnetlink().AsyncNFCTSocket() as client:
+        async with ctnetlink().AsyncNFCTSocket() as client:
             counters = {message["res_id"]: _cpu_counters(message) for message in await client.stat()}
             totals = (await client.count())[0]
         entries = totals.get_attr("CTA_STATS_GLOBAL_ENTRIES")
@@ -285,25 +298,52 @@ class Netlink:
         return counters, entries, limit if limit is not None else 0
 
     async def _unreplied(self, family: int, limit: int) -> tuple[list[Any], bool]:
-        flows: list[Any] = []
-        passed_over = 0
-        async for message in _dump_unreplied(family):
-            flow = _flow(message)
-            if flow is None:
-                passed_over += 1
-            elif len(flows) < limit:
-                flows.append(flow)
-            else:
-                return flows, False
-            if passed_over > MAX_MISMATCHES:
-                raise OSError(errno.EOPNOTSUPP, "this kernel does not filter the dump, and the table is large")
-        return flows, True
+        return await _read_dump(_dump_unreplied(family), _flow, limit)
+
+    async def _entries(self, family: int, server: str, limit: int) -> tuple[list[FlowEntry], bool]:
+        return await _read_dump(_dump_unreplied(family, server), lambda message: flow_entry(message, server), limit)
 
 
-async def _dump_unreplied(family: int) -> AsyncIterator[Any]:
+def run_limited(question: Callable[[], Awaitable[_T]], seconds: float) -> _T:
+    """Put a question to ctnetlink, for so long at most. Raises OSError (with the kernel's errno), TimeoutError."""
+
+    async def limited() -> _T:
+        async with asyncio.timeout(seconds):
+            return await question()
+
+    try:
+        return asyncio.run(limited())
+    except TimeoutError:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s") from None
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - see below
+        # pyroute2's NetlinkError is no OSError; what its parser raises on a broken answer is anything
+        code = getattr(error, "code", None)
+        raise OSError(code or errno.EBADMSG, str(error) or type(error).__name__) from None
+
+
+async def _read_dump(dump: AsyncIterator[Any], read: Callable[[Any], _T | None], limit: int) -> tuple[list[_T], bool]:
+    """Read up to `limit` flows of a dump; `read` returns None for what was not asked for."""
+    flows: list[_T] = []
+    passed_over = 0
+    async for message in dump:
+        flow = read(message)
+        if flow is None:
+            passed_over += 1
+        elif len(flows) < limit:
+            flows.append(flow)
+        else:
+            return flows, False
+        if passed_over > MAX_MISMATCHES:
+            raise OSError(errno.EOPNOTSUPP, "this kernel does not filter the dump, and the table is large")
+    return flows, True
+
+
+async def _dump_unreplied(family: int, server: str = "") -> AsyncIterator[Any]:
     """Dump with both filters at once; pyroute2's own dump() drops the status once a tuple is given."""
-    nfct = _ctnetlink()
-    wanted = nfct.NFCTAttrTuple(family=family, proto=_PROTO_UDP, dport=_DNS_PORT)
+    nfct = ctnetlink()
+    wanted = nfct.NFCTAttrTuple(family=family, daddr=server or None, proto=_PROTO_UDP, dport=_DNS_PORT)
     wanted.attrs()  # sets the flags
     request = nfct.nfct_msg.create_from(
         tuple_orig=wanted,
@@ -338,7 +378,27 @@ def _flow(message: Any) -> tuple[str, int, str, int] | None:  # noqa: ANN401 - p
     return source, proto.get_attr("CTA_PROTO_SRC_PORT"), server, message.get_attr("CTA_TIMEOUT") or 0
 
 
-def _ctnetlink() -> ModuleType:
+def flow_entry(message: Any, server: str = "") -> FlowEntry | None:  # noqa: ANN401 - pyroute2 has no types
+    """Return a flow as it must be named to mean it and no other; None if it is not what was asked for.
+
+    That is: UDP to port 53 without an answer, to `server` if one is given, with a timeout that packets set anew, and
+    with nothing in its tuple that could not be repeated (CTA_TUPLE_ZONE).
+    """
+    flow = _flow(message)
+    if flow is None or (message.get_attr("CTA_STATUS") or 0) & _IPS_FIXED_TIMEOUT:
+        return None
+    named = {name for name, *_ in message.get_attr("CTA_TUPLE_ORIG")["attrs"]}
+    identity = message.get_attr("CTA_ID")
+    source, port, to, remaining = flow
+    if named != {"CTA_TUPLE_IP", "CTA_TUPLE_PROTO"} or identity is None or not source or not to or not port:
+        return None
+    if server and to != server:
+        return None
+    zone = message.get_attr("CTA_ZONE") or 0
+    return FlowEntry(message["nfgen_family"], source, port, to, _DNS_PORT, zone, identity, remaining)
+
+
+def ctnetlink() -> ModuleType:
     """Return pyroute2's conntrack client without loading the rest of pyroute2, which costs 9 MiB that stay."""
     with _import_lock:
         if "pyroute2" not in sys.modules:

@@ -2,7 +2,8 @@
 
 Only `stat`, `status`, `wchan`, `cgroup` and the `cwd` link are read. `cmdline`, `environ`, `maps`
 and `exe` take the target's mmap lock and can block for ever on a process in D state, so they
-are never read here (proc(5); FIELD of `ps` hangs).
+are never read here (proc(5); FIELD of `ps` hangs). Two that can wait, `stack` and `syscall`, are read for
+evidence alone, by who has a thread to lose (see `Procfs.file`).
 """
 
 import os
@@ -10,13 +11,16 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import Literal, NamedTuple, TypeAlias
 
 from agent.model import ProcessId
 
 MAX_STAT_BYTES = 2048
 MAX_FILE_BYTES = 16384
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
+"""The files of a process or thread that may be had as they are."""
 
 
 class Process(NamedTuple):
@@ -170,6 +174,20 @@ class Procfs:
     def cgroups(self, pid: int) -> tuple[str, ...]:
         """Return the lines of /proc/N/cgroup (cgroups(7)); empty if the process is gone."""
         return tuple(line for line in self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n") if line)
+
+    def threads(self, pid: int, limit: int) -> tuple[int, ...]:
+        """Return the ids of a process's threads, at most so many. Raises OSError if it is gone."""
+        with os.scandir(f"{self._root}/{pid}/task") as entries:
+            return tuple(int(entry.name) for entry in islice(entries, limit) if entry.name.isdigit())
+
+    def file(self, pid: int, name: ProcessFile, thread: int | None = None) -> str:
+        """Return one small file of a process, or of one of its threads, as the kernel wrote it.
+
+        Raises OSError, with the reason, if it is gone or may not be read. `stack` and `syscall` wait while the process
+        is inside execve(2), on old kernels for as long as one of its threads cannot die.
+        """
+        folder = str(pid) if thread is None else f"{pid}/task/{thread}"
+        return self._read(f"{folder}/{name}", MAX_FILE_BYTES).decode(errors="backslashreplace").strip()
 
     def local_addresses(self, pid: int) -> frozenset[str]:
         """Return the IP addresses of the network namespace a process lives in, loopback left out."""

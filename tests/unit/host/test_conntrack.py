@@ -22,8 +22,8 @@ from agent.host.conntrack import (
     ConntrackSample,
     Netlink,
     NotTrackedError,
-    _ctnetlink,
     _dump_unreplied,
+    ctnetlink,
     parse_stat,
     rise,
 )
@@ -314,7 +314,7 @@ class TestRealNetlink:
         assert (done.stdout, done.stderr) == ("EPERM\n", "")
 
     def test_a_kernel_that_does_not_answer_is_left_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_ctnetlink().AsyncNFCTSocket, "send", lambda _self, data: len(data))
+        monkeypatch.setattr(ctnetlink().AsyncNFCTSocket, "send", lambda _self, data: len(data))
         started = time.monotonic()
         with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
             Netlink(timeout_seconds=0.05).totals()
@@ -324,7 +324,7 @@ class TestRealNetlink:
         async def nonsense(_self: Any) -> list[Any]:
             raise IndexError("nonsense")
 
-        monkeypatch.setattr(_ctnetlink().AsyncNFCTSocket, "stat", nonsense)
+        monkeypatch.setattr(ctnetlink().AsyncNFCTSocket, "stat", nonsense)
         with pytest.raises(OSError, match="nonsense"):
             Netlink().totals()
 
@@ -367,12 +367,12 @@ def test_pyroute2_is_imported_narrowly_and_can_still_be_imported_whole() -> None
     code = (
         "import sys, agent.host.conntrack as c\n"
         "assert not any(m.startswith('pyroute2') for m in sys.modules)\n"
-        "narrow = c._ctnetlink()\n"
+        "narrow = c.ctnetlink()\n"
         "assert not any(m.startswith('pyroute2.ndb') for m in sys.modules)\n"
         "import pyroute2\n"
         "assert pyroute2.NFCTSocket is narrow.NFCTSocket and pyroute2.netlink.nfnetlink.nfctsocket is narrow\n"
         "from pyroute2 import NDB, netns\n"
-        "assert pyroute2.__version__ and pyroute2.ndb and c._ctnetlink() is narrow\n"
+        "assert pyroute2.__version__ and pyroute2.ndb and c.ctnetlink() is narrow\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")

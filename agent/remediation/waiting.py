@@ -1,0 +1,30 @@
+"""How the act flow waits: with a bound, and not shortened by our own stalls."""
+
+import time
+from collections.abc import Callable
+
+from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.clock import Clock
+
+STANDSTILL_FACTOR = 3
+STANDSTILL_SECONDS = 5.0
+
+
+def pause(clock: Clock, seconds: float, step_seconds: float = 0.1) -> None:
+    """Let so much awake time pass. Raises RefusedError if this process stands still for far longer meanwhile."""
+    began, until = clock.monotonic(), clock.awake() + seconds
+    while (left := until - clock.awake()) > 0:
+        if clock.monotonic() - began > seconds * STANDSTILL_FACTOR + STANDSTILL_SECONDS:
+            why = "this agent gets too little time to look twice: look at its CPU limit and the load of the node"
+            raise RefusedError(Refusal(RefusalReason.STALLED, why))
+        time.sleep(min(left, step_seconds))
+
+
+def wait_until(happened: Callable[[], bool], clock: Clock, seconds: float, step_seconds: float = 0.1) -> bool:
+    """Ask again and again, for so long at most, and once more at the end; return the last answer."""
+    until = clock.monotonic() + seconds
+    while not happened():
+        if clock.monotonic() >= until:
+            return False
+        time.sleep(step_seconds)
+    return True
