@@ -7,6 +7,7 @@ API and clients share these words.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from agent.model import Action, Target, TargetKind
 
@@ -70,6 +71,84 @@ _ABOUT_THE_TARGET = frozenset(
         RefusalReason.UNSAFE_NOW,
     }
 )
+REFUSALS: Mapping[RefusalReason, str] = MappingProxyType(
+    {
+        RefusalReason.DISABLED: (
+            "Remediation is switched off on this node; set `remediation.enabled: true` to allow it."
+        ),
+        RefusalReason.ACTION_DISABLED: (
+            "This action is switched off on this node; its own table below `remediation.actions` enables it."
+        ),
+        RefusalReason.UNKNOWN_ACTION: "The agent knows no action of this name; `nodediag actions` lists them.",
+        RefusalReason.CALLER_NOT_ALLOWED: (
+            "This caller may not ask for this action; `grpc.callers` says who may ask for what."
+        ),
+        RefusalReason.WRONG_TARGET_KIND: "The action cannot be done to a target of this kind.",
+        RefusalReason.INEXACT_TARGET: (
+            "The target lacks a part of its identity, such as start time or boot id; send it just as the report has it."
+        ),
+        RefusalReason.STALE_FENCING_TOKEN: (
+            "A request with a higher token was seen, so the caller has lost its lease to another; it must stop acting."
+        ),
+        RefusalReason.REQUEST_ID_REUSED: (
+            "This request_id was used for another request; choose a new UUID for every new request."
+        ),
+        RefusalReason.COOLING_DOWN: "The action was done a short while ago and rests until its cool-down is over.",
+        RefusalReason.BUDGET_SPENT: (
+            "The action, or all actions together, were done as often as one hour allows; a fault that keeps coming "
+            "back needs a person."
+        ),
+        RefusalReason.PAUSED: "Somebody has paused remediation on this node; `nodediag actions` says why.",
+        RefusalReason.OTHER_BOOT: "The node was booted since the target was reported; ask for a new report.",
+        RefusalReason.TARGET_GONE: "The target is no longer there, so there is nothing to mend.",
+        RefusalReason.TARGET_CHANGED: (
+            "Something else has taken the target's place, such as another process with its pid; ask for a new report."
+        ),
+        RefusalReason.PROTECTED_PROCESS: (
+            "Never touched: the node's pid 1, the agent itself, and any process of a kind the action is not for."
+        ),
+        RefusalReason.CONDITION_NOT_TRUE: (
+            "No confirmed finding about this very target permits the action; it may have cleared meanwhile."
+        ),
+        RefusalReason.NOT_CONFIRMED: "The fault was reported, but a fresh look at the target does not show it now.",
+        RefusalReason.UNSAFE_NOW: "The fault is there, but to act now could do harm; the message says why.",
+        RefusalReason.CANNOT_SEE: (
+            "A fresh look at the target was not possible, and nothing is done blindly; the message says what it lacks."
+        ),
+        RefusalReason.LEDGER_UNUSABLE: (
+            "What is done could not be recorded, so nothing is done; look at the disk and rights of `host.state_dir`."
+        ),
+        RefusalReason.EVIDENCE_NOT_STORED: (
+            "The evidence could not be stored before the act; look at the disk and rights of `host.state_dir`."
+        ),
+        RefusalReason.GATE_FAILED: (
+            "Judging the request failed by a fault of the agent, which counts as a refusal; its log has the details."
+        ),
+        RefusalReason.BUSY: "Another remediation is under way on this node; they are done one at a time.",
+        RefusalReason.STALLED: (
+            "The agent itself stood still while it looked, so what it saw proves nothing; send the same request again."
+        ),
+        RefusalReason.STOPPING: "The agent is stopping; send the same request again once it runs.",
+    }
+)
+"""What each refusal means and what would help, in a sentence for operators; makes docs/actions.md."""
+
+REFUSAL_CODES: Mapping[RefusalReason, str] = MappingProxyType(
+    {
+        **dict.fromkeys(RefusalReason, "FAILED_PRECONDITION"),
+        RefusalReason.UNKNOWN_ACTION: "INVALID_ARGUMENT",
+        RefusalReason.WRONG_TARGET_KIND: "INVALID_ARGUMENT",
+        RefusalReason.INEXACT_TARGET: "INVALID_ARGUMENT",
+        RefusalReason.REQUEST_ID_REUSED: "INVALID_ARGUMENT",
+        RefusalReason.CALLER_NOT_ALLOWED: "PERMISSION_DENIED",
+        RefusalReason.COOLING_DOWN: "RESOURCE_EXHAUSTED",
+        RefusalReason.BUDGET_SPENT: "RESOURCE_EXHAUSTED",
+        RefusalReason.BUSY: "UNAVAILABLE",
+        RefusalReason.STALLED: "UNAVAILABLE",
+        RefusalReason.STOPPING: "UNAVAILABLE",
+    }
+)
+"""The name of the gRPC status code each refusal is answered with; the server and docs/actions.md both take it here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,35 +1,52 @@
-"""A small client of a running agent, for `nodediag report` and `watch` and for controllers in Python.
+"""A small client of a running agent, for the command line and for controllers in Python.
 
 with Client("unix:/run/nodediag/nodediag.sock") as client:
     print(client.get_node_report())
     for event in client.watch():
         ...
+
+examples/controller.py shows how to have something mended.
 """
 
 import threading
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from uuid import uuid4
 
 import grpc
 
+from agent.acts import Evidence, Refusal, Remediation, RemediationStatus, Request
+from agent.api import remediation_words as words
 from agent.api import revert
 from agent.api.endpoint import address_of, path_of
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
-from agent.model import Event, NodeReport
+from agent.api.pb import remediation_service_pb2 as remediation_pb
+from agent.api.pb import remediation_service_pb2_grpc as remediation_pb_grpc
+from agent.api.refusal_details import refusal_of
+from agent.model import Action, Event, NodeReport, Target
 
 DEADLINE_SECONDS = 5.0
 """Answers come from memory: an agent that takes longer does not answer."""
+REMEDIATE_SECONDS = 150.0
+"""A remediation is answered once it is known whether it helped. What was begun goes on after that, too."""
 MAX_RECEIVED_BYTES = 64 << 20
+MAX_EVIDENCE_BYTES = 16 << 20
+PAGE = 100
+"""Remediations asked for at once, at most."""
 
 
 class ClientError(Exception):
-    """The agent did not answer, or refused; `code` is grpc's. The text is for people."""
+    """The agent did not answer, or refused; `code` is grpc's. The text is for people.
 
-    def __init__(self, text: str, code: grpc.StatusCode) -> None:
+    `refusal` is why nothing was done and when the same request may be sent again, if the agent said so.
+    """
+
+    def __init__(self, text: str, code: grpc.StatusCode, refusal: Refusal | None = None) -> None:
         super().__init__(text)
         self.code = code
+        self.refusal = refusal
 
 
 class Client:
@@ -44,6 +61,7 @@ class Client:
         )
         self._channel = grpc.insecure_channel(address_of(endpoint), options=options)
         self._stub = pb_grpc.DiagnosticsServiceStub(self._channel)
+        self._mending = remediation_pb_grpc.RemediationServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         """Use it for a while."""
@@ -93,20 +111,103 @@ class Client:
             late.cancel()
             stream.cancel()
 
-    def _explained(self, error: grpc.RpcError) -> ClientError:
-        code, details = error.code(), error.details() or ""
-        return ClientError(self._sentence(code, details), code)
+    def list_actions(self) -> RemediationStatus:
+        """Return every action as it stands for this caller, and what holds for all of them. Raises ClientError."""
+        request = remediation_pb.ListActionsRequest()
+        answer: remediation_pb.ListActionsResponse = self._ask(self._mending.ListActions, request)
+        return words.read_status(answer)
 
-    def _sentence(self, code: grpc.StatusCode, details: str) -> str:
+    def remediate(
+        self,
+        action: Action,
+        target: Target,
+        *,
+        request_id: str | None = None,
+        fencing_token: int = 0,
+        dry_run: bool = False,
+        reason: str = "",
+    ) -> Remediation:
+        """Have one target mended, wait until it is known whether that helped (up to 150 s), and return what came of it.
+
+        `target` is that of a finding, unchanged. `request_id` is a UUID of your own, made here if there is none.
+        Nothing is repeated here. Raises ClientError; if its code is UNAVAILABLE or DEADLINE_EXCEEDED, the answer may
+        have been lost on the way: call again with the same request_id, for which nothing is ever done twice.
+        """
+        asked = Request(request_id or str(uuid4()), action, target, "", dry_run, fencing_token, reason)
+        answer: remediation_pb.RemediateResponse = self._ask(
+            self._mending.Remediate, words.write_request(asked), REMEDIATE_SECONDS
+        )
+        return words.read_remediation(answer.remediation)
+
+    def get_remediation(self, request_id: str) -> Remediation:
+        """Return one remediation as it is recorded. Raises ClientError: NOT_FOUND if it is not."""
+        request = remediation_pb.GetRemediationRequest(request_id=request_id)
+        answer: remediation_pb.GetRemediationResponse = self._ask(self._mending.GetRemediation, request)
+        return words.read_remediation(answer.remediation)
+
+    def list_remediations(self, limit: int = 50) -> tuple[Remediation, ...]:
+        """Return the latest remediations that are recorded, at most `limit`, the latest first. Raises ClientError."""
+        found: list[Remediation] = []
+        token = ""
+        while len(found) < limit:
+            size = min(PAGE, limit - len(found))
+            request = remediation_pb.ListRemediationsRequest(page_size=size, page_token=token)
+            page: remediation_pb.ListRemediationsResponse = self._ask(self._mending.ListRemediations, request)
+            found += map(words.read_remediation, page.remediations)
+            token = page.next_page_token
+            if not token or not page.remediations:
+                break
+        return tuple(found[:limit])
+
+    def list_evidence(self) -> tuple[Evidence, ...]:
+        """Return what evidence is stored, the latest first. Raises ClientError."""
+        answer: pb.ListEvidenceResponse = self._ask(self._stub.ListEvidence, pb.ListEvidenceRequest())
+        return tuple(map(words.read_evidence, answer.evidence))
+
+    def fetch_evidence(self, evidence_id: str) -> bytes:
+        """Return one piece of evidence, a JSON document; compare it with the size and sha256 of `list_evidence`.
+
+        Raises ClientError: NOT_FOUND if it is not stored (any more).
+        """
+        stream = self._stub.FetchEvidence(pb.FetchEvidenceRequest(id=evidence_id), timeout=self._deadline)
+        document = bytearray()
+        try:
+            for answer in stream:
+                document += answer.chunk
+                if len(document) > MAX_EVIDENCE_BYTES:
+                    what = f"the evidence is larger than {MAX_EVIDENCE_BYTES >> 20} MiB and was not read to its end"
+                    raise ClientError(what, grpc.StatusCode.OUT_OF_RANGE)
+        except grpc.RpcError as error:
+            raise self._explained(error) from error
+        finally:
+            stream.cancel()
+        return bytes(document)
+
+    def _ask(self, call: Callable[..., Any], request: object, seconds: float | None = None) -> Any:  # noqa: ANN401 - the stubs have no types
+        try:
+            return call(request, timeout=seconds or self._deadline)
+        except grpc.RpcError as error:
+            raise self._explained(error, seconds) from error
+
+    def _explained(self, error: grpc.RpcError, waited: float | None = None) -> ClientError:
+        code, details = error.code(), error.details() or ""
+        refusal = refusal_of(error)
+        sentence = self._sentence(code, details, waited or self._deadline, refusal)
+        return ClientError(sentence, code, refusal)
+
+    def _sentence(self, code: grpc.StatusCode, details: str, waited: float, refusal: Refusal | None) -> str:
         at = f"unix:{path_of(self._endpoint)}"
         if code is grpc.StatusCode.UNAVAILABLE and "stopping" in details:
             return f"{details} ({at})"
+        if refusal is not None:
+            return f"the agent on {at} refuses: {refusal.reason}: {details}"
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return f"the agent on {at} does not know what it is asked for: it is older than this client, or no nodediag"
         if code is grpc.StatusCode.UNAVAILABLE:
             return f"no agent answers on {at}: {_cause(details)}. Is the agent running, and is --endpoint right?"
         if code in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
             return (
-                f"the agent on {at} has not answered for {self._deadline:g} s. "
-                "Is it standing still, and is --endpoint right?"
+                f"the agent on {at} has not answered for {waited:g} s. Is it standing still, and is --endpoint right?"
             )
         return f"the agent on {at} says {code.name}: {details}"
 

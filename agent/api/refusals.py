@@ -6,7 +6,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, RetryInfo
 
-from agent.acts import CODES, Refusal, RefusalReason
+from agent.acts import REFUSAL_CODES, Refusal, RefusalReason
 from agent.api import convert
 from agent.api.errors import DOMAIN, refusal
 from agent.exporters.printable import encodable
@@ -22,7 +22,7 @@ FIELDS = {
 
 def status_of(refused: Refusal, metadata: Mapping[str, str]) -> grpc.Status:
     """Return the status to abort a call with: the code of the reason, ErrorInfo, and whatever else fits."""
-    code = grpc.StatusCode[CODES[refused.reason]]
+    code = grpc.StatusCode[REFUSAL_CODES[refused.reason]]
     message = encodable(refused.message)
     details: list[Message] = [ErrorInfo(reason=refused.reason.value, domain=DOMAIN, metadata=metadata)]
     if refused.retry_seconds is not None:

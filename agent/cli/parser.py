@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from agent import __version__
-from agent.cli import check, config, report, run, watch
+from agent.cli import actions, check, config, evidence, remediate, remediations, report, run, watch
 
 
 def parse(arguments: list[str] | None) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
@@ -20,7 +20,7 @@ def parse(arguments: list[str] | None) -> tuple[Callable[[argparse.Namespace], i
     )
     parser.add_argument("--version", action="version", version=f"nodediag {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, check, report, watch, config):
+    for module in (run, check, report, watch, actions, remediate, remediations, evidence, config):
         command = commands.add_parser(module.NAME, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(function=module.main)
