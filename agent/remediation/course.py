@@ -73,7 +73,7 @@ class Course:
         except RefusedError as refused:
             state.end(Outcome.REFUSED, refused.refusal.message, refused.refusal)
         except Exception as error:  # a fault of our own must not stay without an answer
-            log.exception("a remediation failed in a way nobody foresaw", extra={"request_id": begun.request.request_id})
+            log.exception("a remediation failed as nobody foresaw", extra={"request_id": begun.request.request_id})
             what = f"{type(error).__name__}: {error}"
             done = "it may have been done wholly, in part or not at all" if state.now.acted else "nothing was done"
             state.end(Outcome.FAILED, f"{done}: {what}")
@@ -157,7 +157,8 @@ class Course:
             seen = case.verify()
         except Exception as error:
             log.exception("what was done could not be verified", extra={"request_id": state.now.request.request_id})
-            state.end(Outcome.PERFORMED, f"{done}; whether it helped could not be seen: {type(error).__name__}: {error}")
+            unseen = f"whether it helped could not be seen: {type(error).__name__}: {error}"
+            state.end(Outcome.PERFORMED, f"{done}; {unseen}")
             return
         self._reached(Step.VERIFIED)
         outcomes = {True: Outcome.VERIFIED, False: Outcome.INEFFECTIVE, None: Outcome.PERFORMED}

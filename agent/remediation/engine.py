@@ -7,9 +7,9 @@ end and is written down. While one runs, every other request is told to come bac
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from agent.acts import Caller, Outcome, Refusal, RefusalReason, RefusedError, Remediation, RemediationStatus, Request
 from agent.clock import Clock
@@ -98,7 +98,7 @@ class Engine:
         return self._unwritten.get(request_id) or self._ledger.find(request_id)
 
     def list(self, limit: int, before: str) -> tuple[tuple[Remediation, ...], str]:
-        """Return a page of remediations, the latest first, and the next page's token. Raises ValueError, LedgerError."""
+        """Return a page, the latest first, and the next page's token. Raises ValueError, LedgerError."""
         return self._ledger.list(limit, before)
 
     def tally(self) -> Mapping[tuple[Action, Outcome], int]:
@@ -116,7 +116,7 @@ class Engine:
             with self._locked():
                 self._find_interrupted()
         except (RefusedError, LedgerError) as error:
-            log.error("nothing can be mended: the ledger cannot be used", extra={"why": str(error)})
+            log.error("nothing can be mended: no ledger", extra={"why": str(error)})  # noqa: TRY400 - its words say it all
 
     def stop(self) -> None:
         """Take no further request and give the one under way a moment."""
@@ -168,9 +168,7 @@ class Engine:
         self._ledger.begin(begun)
         self._run = run = _Run(request)
         log.warning("remediation begins", extra=_words(request))
-        threading.Thread(
-            target=self._carry_out, args=(run, begun, caller), name="remediation", daemon=True
-        ).start()
+        threading.Thread(target=self._carry_out, args=(run, begun, caller), name="remediation", daemon=True).start()
         return run
 
     def _pass_gate(self, request: Request, caller: Caller, known: Request | None) -> None:
@@ -221,7 +219,7 @@ class Engine:
         log.warning("remediation concluded", extra=extra)
 
     def _find_interrupted(self) -> None:
-        """Once, as soon as the ledger can be read: name what an earlier agent left in the middle. Raises LedgerError."""
+        """Once, as soon as the ledger can be read: name what was left in the middle. Raises LedgerError."""
         if self._interrupted_found:
             return
         for left in self._ledger.interrupt():

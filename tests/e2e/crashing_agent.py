@@ -1,4 +1,4 @@
-"""`nodediag run` that is killed with SIGKILL right after a step of a remediation: `python -m ... STEP run --config FILE`.
+"""`nodediag run` that is killed with SIGKILL right after a step of a remediation: arguments STEP run --config FILE.
 
 Nothing of the agent is replaced; it only gets a listener that ends the process.
 """

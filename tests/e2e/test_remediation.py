@@ -1,14 +1,13 @@
 """From the fault to its end through a real agent: named, asked for, mended, verified; and every way to be refused."""
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,9 +190,10 @@ def test_cool_down_budget_disabled_and_a_folder_that_cannot_be_written(node: Men
             assert reason_of(spent) == "BUDGET_SPENT"
         with AgentProcess(tmp_path / "b", node.settings(remediation={"enabled": False})) as agent:
             assert reason_of(refusal_of(agent, Action.KILL_SHIM, targets[1])) == "REMEDIATION_DISABLED"
-        with read_only(tmp_path / "fixed") as fixed, AgentProcess(
-            tmp_path / "c", node.settings(**mending(fixed))
-        ) as agent:
+        with (
+            read_only(tmp_path / "fixed") as fixed,
+            AgentProcess(tmp_path / "c", node.settings(**mending(fixed))) as agent,
+        ):
             found(agent, about(second), "watching goes on without a ledger")
             error = refusal_of(agent, Action.KILL_SHIM, targets[1])
             assert reason_of(error) == "LEDGER_UNUSABLE"
@@ -233,9 +233,7 @@ def test_fifty_times_the_same_request_from_ten_clients_acts_once(node: Mender) -
 
         def ask(number: int) -> object:
             start.wait(20)
-            return clients[number % 10].remediate(
-                Action.KILL_SHIM, target, request_id=request_id, fencing_token=20
-            )
+            return clients[number % 10].remediate(Action.KILL_SHIM, target, request_id=request_id, fencing_token=20)
 
         with ThreadPoolExecutor(50) as pool:
             answers = list(pool.map(ask, range(50)))

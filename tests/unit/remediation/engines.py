@@ -1,4 +1,4 @@
-"""An engine to test with: real gate, ledger and evidence store; a scripted remedy, and a process of our own to target."""
+"""An engine to test with: real gate, ledger and evidence store, and a scripted remedy."""
 
 import os
 import threading
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+from agent.remediation.evidence import EvidenceStore
 
 from agent.acts import Caller, Limits, Refusal, RefusalReason, RefusedError, Remediation, Request
 from agent.host.procfs import Procfs
@@ -24,7 +26,6 @@ from agent.model import (
 from agent.pipeline.board import Board, Entry
 from agent.remediation.course import Course, Step
 from agent.remediation.engine import Engine
-from agent.remediation.evidence import EvidenceStore
 from agent.remediation.ledger import Ledger
 from agent.remediation.remedy import Verification
 from agent.remediation.standing import Rules, Standings
@@ -110,9 +111,7 @@ class Bench:
         self.evidence = EvidenceStore(self.folder / "evidence", self.clock.wall)
         standings = Standings(self.rules, self.ledger, self.folder, procfs, ("k8s.io",), os.getpid())
         remedies = {self.remedy.action: self.remedy}
-        course = Course(
-            remedies, self.board, self.evidence, self.ledger, self.clock, lambda: None, lambda step: self.reached(step)
-        )
+        course = Course(remedies, self.board, self.evidence, self.ledger, self.clock, lambda: None, self.reached)
         self.engine = Engine(standings, remedies, course, self.ledger, self.clock)
         self.engine.start()
 

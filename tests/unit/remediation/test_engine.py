@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from agent.acts import Caller, Limits, Outcome, Refusal, RefusalReason, RefusedError, Remediation, Request
-from agent.model import Action, Target, TargetKind
-from agent.remediation import engine as engine_module
 from agent.remediation.evidence import EvidenceError
+
+from agent.acts import Caller, Limits, Outcome, RefusalReason, Remediation, Request
+from agent.model import Action
+from agent.remediation import engine as engine_module
 from agent.remediation.ledger import LedgerError
 from agent.remediation.remedy import ActError, Verification
 from agent.remediation.standing import Rules
@@ -24,7 +24,6 @@ from tests.unit.remediation.engines import (
     TARGET,
     THIRD,
     Bench,
-    ScriptedRemedy,
     held_up,
     not_confirmed,
 )
@@ -343,7 +342,11 @@ def test_what_a_probe_refused_is_the_answer_for_good(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"dry_run": True}, {"caller": Caller("another", frozenset(Action))}, {"target": replace(TARGET, address="10.1.1.1")}],
+    [
+        {"dry_run": True},
+        {"caller": Caller("another", frozenset(Action))},
+        {"target": replace(TARGET, address="10.1.1.1")},
+    ],
 )
 def test_a_request_id_cannot_be_used_for_something_else(bench: Bench, other: dict[str, object]) -> None:
     with held_up(bench, "perform"):
