@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from agent.cli.arguments import client_of
 from agent.exporters.printable import printable
 
 if TYPE_CHECKING:
@@ -13,19 +14,12 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 
-def client_for(arguments: argparse.Namespace) -> "Client":
-    """Return a client of the agent that the arguments of `add_endpoint` name."""
-    from agent.client import Client  # noqa: PLC0415 - grpc costs time and memory only clients need spend
-
-    return Client(arguments.endpoint)
-
-
 def ask(arguments: argparse.Namespace, question: Callable[["Client"], Answer]) -> Answer | None:
     """Ask the agent one thing; if it does not answer, say so on standard error and return None."""
-    from agent.client import ClientError  # noqa: PLC0415 - as above
+    from agent.client import ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
 
     try:
-        with client_for(arguments) as client:
+        with client_of(arguments) as client:
             return question(client)
     except ClientError as error:
         complain(printable(str(error)))
