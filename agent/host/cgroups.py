@@ -1,7 +1,15 @@
 """Which container a process belongs to, and whether its cgroup is frozen. cgroup v1, v2 and both at once."""
 
+import errno
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+
+MAX_CGROUPS = 4096
+"""Cgroups below one that are looked into; a container that runs an init system has some dozens."""
+MAX_PROCS_BYTES = 1 << 20
 
 _KUBERNETES = re.compile(
     r"kubepods.*?[/-]pod(?P<uid>[^/:]+?)(?:\.slice)?[/:](?:cri-containerd[-:])?"
@@ -22,6 +30,19 @@ class CgroupOwner:
     path: str
     container_id: str
     pod_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """A cgroup that was told to freeze, and what would thaw it: `thawed` written to `switch` in `directory`.
+
+    `path` is the cgroup's as in /proc/N/cgroup, `directory` its directory below fs/cgroup: `freezer/a` or `/a`.
+    """
+
+    path: str
+    directory: str
+    switch: str
+    thawed: str
 
 
 def paths(lines: tuple[str, ...]) -> dict[str, str]:
@@ -46,6 +67,15 @@ def owner(lines: tuple[str, ...], namespaces: tuple[str, ...] = ()) -> CgroupOwn
     return next((owner for owner in found if owner is not None), None)
 
 
+def is_own(path: str, container_id: str, namespaces: tuple[str, ...] = ()) -> bool:
+    """Whether a path is exactly the cgroup of this one container: no pod's, none above, none below, none of another."""
+    found = _owner_of_path(path, namespaces)
+    steps = path.split("/")[1:]
+    return (
+        found is not None and found == CgroupOwner(path, container_id, found.pod_uid) and not {"", ".", ".."} & {*steps}
+    )
+
+
 def _owner_of_path(path: str, namespaces: tuple[str, ...]) -> CgroupOwner | None:
     kubernetes = _KUBERNETES.search(path)
     if kubernetes:
@@ -67,25 +97,59 @@ class Cgroups:
     def frozen(self, lines: tuple[str, ...]) -> str:
         """Return the path of the frozen cgroup that holds a process, from its /proc/N/cgroup lines; empty if none does.
 
-        It may be a parent of the process's own: the one that was told to freeze is the one to thaw. v1:
-        freezer.self_freezing, and freezer.state for the effect (freezer-subsystem.rst); v2: cgroup.freeze, and
-        `frozen 1` in cgroup.events (cgroup-v2.rst).
+        It may be a parent of the process's own: the one that was told to freeze is the one to thaw (see `freeze`).
+        Where none up to the pod's was told, the effect decides: freezer.state on v1, `frozen 1` in cgroup.events on v2.
         """
+        told = self.freeze(lines)
+        if told is not None:
+            return told.path
         by_controller = paths(lines)
         v1, v2 = by_controller.get("freezer", ""), by_controller.get("", "")
-        for mount, path, switch in (
-            ("freezer", v1, "freezer.self_freezing"),
-            ("", v2, "cgroup.freeze"),
-            ("unified", v2, "cgroup.freeze"),
-        ):
-            for directory in _upwards(path):
-                if self._read(f"{mount}{directory}/{switch}") == "1":
-                    return directory
         if self._read(f"freezer{v1}/freezer.state") in {"FROZEN", "FREEZING"}:
             return v1
         if any("frozen 1" in self._read(f"{mount}{v2}/cgroup.events").split("\n") for mount in ("", "unified")):
             return v2
         return ""
+
+    def freeze(self, lines: tuple[str, ...]) -> Freeze | None:
+        """Return the nearest cgroup that was told to freeze and holds a process, up to its pod's; None if none was.
+
+        v1: freezer.self_freezing (freezer-subsystem.rst); v2: cgroup.freeze (cgroup-v2.rst).
+        """
+        by_controller = paths(lines)
+        v1, v2 = by_controller.get("freezer", ""), by_controller.get("", "")
+        for mount, path, told, switch, thawed in (
+            ("freezer", v1, "freezer.self_freezing", "freezer.state", "THAWED"),
+            ("", v2, "cgroup.freeze", "cgroup.freeze", "0"),
+            ("unified", v2, "cgroup.freeze", "cgroup.freeze", "0"),
+        ):
+            for directory in _upwards(path):
+                if self._read(f"{mount}{directory}/{told}") == "1":
+                    return Freeze(directory, f"{mount}{directory}", switch, thawed)
+        return None
+
+    def members(self, path: str) -> frozenset[int]:
+        """Return the pids in a cgroup and in those below it, over all hierarchies; 0 is one of another pid namespace.
+
+        Empty if no hierarchy has the cgroup. Raises OSError if a list cannot be read or no hierarchy is to be seen.
+        """
+        if not path.startswith("/") or {"", ".", ".."} & set(path.split("/")[1:]):
+            raise OSError(errno.EINVAL, "no path of a cgroup", path)
+        found: set[int] = set()
+        for mount in self._mounts():
+            for directory in islice(_tree(f"{self._root}/{mount}{path}"), MAX_CGROUPS):
+                found.update(_procs(f"{directory}/cgroup.procs"))
+        return frozenset(found)
+
+    def _mounts(self) -> tuple[str, ...]:
+        """The hierarchies below fs/cgroup: itself on v2, else one directory each (cgroups(7))."""
+        if os.path.exists(f"{self._root}/cgroup.procs"):
+            return ("",)
+        with os.scandir(self._root) as entries:
+            mounts = tuple(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        if not mounts:
+            raise OSError(errno.ENOENT, "no cgroup hierarchy is to be seen", self._root)
+        return mounts
 
     def pids(self, lines: tuple[str, ...]) -> tuple[int, int] | None:
         """Return (pids.current, pids.max) of the most used-up limit of a process's pod, or None if there is none.
@@ -114,6 +178,31 @@ class Cgroups:
                 return stream.read(4096).decode(errors="replace").strip()
         except OSError:
             return ""
+
+
+def _tree(top: str) -> Iterator[str]:
+    """A directory and all below it; what vanishes is passed over, what cannot be read is an OSError."""
+    todo = [top]
+    while todo:
+        directory = todo.pop()
+        try:
+            with os.scandir(directory) as entries:
+                todo += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            continue
+        yield directory
+
+
+def _procs(file: str) -> Iterator[int]:
+    """The pids of a cgroup.procs. EOPNOTSUPP: a threaded cgroup, whose processes stand in the one above."""
+    try:
+        with open(file, "rb") as stream:
+            words = stream.read(MAX_PROCS_BYTES).split()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP}:
+            return
+        raise
+    yield from (int(word) for word in words)
 
 
 def _upwards(path: str) -> list[str]:

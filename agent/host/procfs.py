@@ -180,6 +180,15 @@ class Procfs:
         with os.scandir(f"{self._root}/{pid}/task") as entries:
             return tuple(int(entry.name) for entry in islice(entries, limit) if entry.name.isdigit())
 
+    def has_ended(self, process: Process) -> bool:
+        """Whether a process has ended, as far as its line tells: a first thread may be defunct before the others."""
+        if process.state not in {"Z", "X"}:
+            return False
+        try:
+            return len(self.threads(process.pid, 2)) < 2
+        except OSError:
+            return True
+
     def file(self, pid: int, name: ProcessFile, thread: int | None = None) -> str:
         """Return one small file of a process, or of one of its threads, as the kernel wrote it.
 

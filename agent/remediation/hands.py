@@ -67,7 +67,7 @@ def held(process: ProcessId, procfs: Procfs) -> Iterator[Grip]:
 def same_process(process: ProcessId, procfs: Procfs) -> Process:
     """Return the living process behind an identity. Raises RefusedError if it is gone or is another one by now."""
     now = procfs.process(process.pid)
-    if now is None or now.state == "Z":
+    if now is None or procfs.has_ended(now):
         raise RefusedError(Refusal(RefusalReason.TARGET_GONE, f"process {process.pid} is gone"))
     if now.id != process:
         raise RefusedError(
