@@ -370,6 +370,15 @@ def test_a_slow_leak_grows_and_a_reaping_parent_does_not(containerd: Containerd)
         assert breeder.zombies() == []
 
 
+def test_a_parent_that_heeds_sigchld_reaps_when_it_gets_one(containerd: Containerd) -> None:
+    with zombies_under_container(containerd, 20) as breeder:
+        breeder.heed_sigchld()
+        assert len(breeder.zombies()) == 20
+        assert send_signal(breeder.process, signal.SIGCHLD)
+        wait_until(lambda: not breeder.zombies(), 5.0, "all reaped")
+        assert state_of(breeder.process) == "S"
+
+
 def test_plain_zombies_are_in_no_container() -> None:
     with plain_zombies(20) as breeder:
         assert len(breeder.zombies()) == 20

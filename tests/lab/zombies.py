@@ -58,6 +58,10 @@ class Breeder:
         """Reap every zombie."""
         self._command("reap", None)
 
+    def heed_sigchld(self) -> None:
+        """Reap every zombie whenever a SIGCHLD comes from now on; those there are wait for one."""
+        self._command("heed", None)
+
     def zombies(self) -> list[Stat]:
         """Return the zombies there are, as ``/proc`` shows them."""
         return [s for s in all_stats() if s.ppid == self.process.pid and s.state == "Z"]
