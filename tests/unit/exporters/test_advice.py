@@ -39,14 +39,42 @@ def test_no_name_of_a_stranger_becomes_a_command(action: Action, kind: TargetKin
         assert "reboot" not in command or "'" in command
 
 
-def test_kill_shim_looks_before_it_kills() -> None:
+def test_the_agents_own_command_comes_first_and_by_hand_is_looked_before_it_is_killed() -> None:
     advice = advise(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)))
-    assert advice.commands == ("cat /proc/42/comm", "kill -9 42")
+    assert advice.commands == ("nodediag remediate KillShim --target 42", "cat /proc/42/comm", "kill -9 42")
 
 
-def test_a_stopped_shim_is_continued_before_it_is_killed() -> None:
+@pytest.mark.parametrize(
+    ("action", "target", "name"),
+    [
+        (Action.THAW_CGROUP, Target(TargetKind.PROCESS, pid=42, container_id="a" * 64), "42"),
+        (Action.SIGNAL_PARENT, Target(TargetKind.PROCESS, pid=42), "42"),
+        (Action.KILL_PARENT, Target(TargetKind.PROCESS, pid=42), "42"),
+        (Action.RESTART_CONTAINERD, Target(TargetKind.SHIM, container_id="a1" * 32), "a1a1a1a1a1a1"),
+        (Action.RESTART_CONTAINERD, Target(TargetKind.CONTAINERD, pid=42), "containerd"),
+        (Action.RESTART_KUBELET, Target(TargetKind.KUBELET, pid=42), "kubelet"),
+        (Action.DELETE_CONNTRACK_FLOWS, Target(TargetKind.CONNTRACK), "conntrack"),
+        (Action.DELETE_CONNTRACK_FLOWS, Target(TargetKind.DNS_SERVER, address="[fd00::a]:5353"), "fd00::a"),
+    ],
+)
+def test_the_agents_own_command_names_the_target_as_it_can_be_typed(action: Action, target: Target, name: str) -> None:
+    assert advise(finding(action, target)).commands[0] == f"nodediag remediate {action} --target {name}"
+
+
+@pytest.mark.parametrize("action", [each for each in Action if each is not Action.NONE])
+def test_a_target_without_a_name_to_type_has_no_command_of_the_agent(action: Action) -> None:
+    for target in (Target(TargetKind.NODE), Target(TargetKind.SHIM, container_id="web-0")):
+        assert not [each for each in advise(finding(action, target)).commands if each.startswith("nodediag")]
+
+
+def test_a_stopped_shim_is_continued_before_it_is_killed_by_anybody() -> None:
     stopped = replace(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)), values={"processState": "T"})
-    assert advise(stopped).commands == ("cat /proc/42/comm", "kill -CONT 42", "kill -9 42")
+    assert advise(stopped).commands == (
+        "cat /proc/42/comm",
+        "kill -CONT 42",
+        "nodediag remediate KillShim --target 42",
+        "kill -9 42",
+    )
 
 
 def test_a_shim_containerd_no_longer_knows_is_not_said_to_come_back() -> None:
@@ -57,7 +85,7 @@ def test_a_shim_containerd_no_longer_knows_is_not_said_to_come_back() -> None:
 
 def test_a_parent_in_a_pod_ends_with_its_pod_and_another_by_signal() -> None:
     target = Target(TargetKind.PROCESS, pid=42)
-    assert advise(finding(Action.KILL_PARENT, target, PodRef("shop", "cart-1"))).commands == (
+    assert advise(finding(Action.KILL_PARENT, target, PodRef("shop", "cart-1"))).commands[1:] == (
         "kubectl -n shop delete pod cart-1",
     )
     assert advise(finding(Action.KILL_PARENT, target)).commands[-1] == "kill 42"
@@ -94,7 +122,7 @@ def test_a_dns_server_is_asked_where_it_listens(address: str, command: str) -> N
 
 def test_flows_are_looked_at_before_they_are_deleted() -> None:
     advice = advise(finding(Action.DELETE_CONNTRACK_FLOWS, Target(TargetKind.DNS_SERVER, address="fd00::a")))
-    assert advice.commands == (
+    assert advice.commands[1:] == (
         "conntrack -L -f ipv6 -p udp --dport 53 -d fd00::a",
         "conntrack -D -f ipv6 -p udp --dport 53 -d fd00::a",
     )
