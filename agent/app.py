@@ -22,7 +22,6 @@ from agent.host.shims import ShimSense
 from agent.model import Detector, ProcessId
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
-from agent.remediation.remedy import Remedy
 from agent.settings import DetectorsSettings, Loaded, Settings, node_name
 
 DETECTOR_NAMES = tuple(item.name for item in fields(DetectorsSettings))
@@ -33,7 +32,6 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
     KubeletHealthzDetector,
     ContainerRuntimeDetector,
 )
-REMEDY_CLASSES: tuple[type[Remedy], ...] = ()
 KUBELET_DIR = Path("/var/lib/kubelet")
 
 
@@ -46,8 +44,8 @@ class Agent:
     runners: tuple[Runner, ...]
 
 
-class _Senses:
-    """The senses the detectors share."""
+class Senses:
+    """The senses that are shared, each set by those of one flow: the detectors, or the remedies."""
 
     def __init__(self, loaded: Loaded, clock: Clock) -> None:
         settings = loaded.settings
@@ -100,7 +98,7 @@ def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES)
 
 
 def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]]:
-    settings, senses = loaded.settings, _Senses(loaded, clock)
+    settings, senses = loaded.settings, Senses(loaded, clock)
     detectors = settings.detectors
     containerd = settings.containerd
     state_dir = Path(containerd.state_dir)

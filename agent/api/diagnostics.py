@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import grpc
 
-from agent.api import convert, errors, refusals, remediation_words
+from agent.api import convert, errors, remediation_words
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
 from agent.pipeline.board import Board
@@ -56,7 +56,7 @@ class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
         try:
             stored = self._evidence.list()
         except EvidenceError as error:
-            context.abort_with_status(refusals.unreadable(str(error)))
+            context.abort_with_status(errors.precondition(str(error), "EVIDENCE_UNREADABLE", {}, "evidence"))
         return pb.ListEvidenceResponse(evidence=[remediation_words.write_evidence(each) for each in stored])
 
     def FetchEvidence(  # noqa: N802 - the proto's name
@@ -68,9 +68,11 @@ class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
                 yield pb.FetchEvidenceResponse(chunk=chunk)
         except KeyError:
             shown = request.id[:MAX_SHOWN]
-            context.abort_with_status(refusals.not_found(f"no evidence {shown!r} is stored (any more)"))
+            context.abort_with_status(
+                errors.not_found(f"no evidence {shown!r} is stored (any more)", "EVIDENCE_NOT_FOUND", {})
+            )
         except EvidenceError as error:
-            context.abort_with_status(refusals.unreadable(str(error)))
+            context.abort_with_status(errors.precondition(str(error), "EVIDENCE_UNREADABLE", {}, "evidence"))
 
     def _admitted(self, request: pb.WatchConditionsRequest, context: grpc.ServicerContext) -> Watcher:
         violations = self._violations(request)

@@ -26,6 +26,16 @@ MAX_PAGE = 100
 DEFAULT_PAGE = 50
 
 
+def remediation(engine: Engine) -> Callable[[grpc.Server], str]:
+    """Return RemediationService as a service to serve."""
+
+    def add(server: grpc.Server) -> str:
+        pb_grpc.add_RemediationServiceServicer_to_server(RemediationServicer(engine), server)
+        return str(pb.DESCRIPTOR.services_by_name["RemediationService"].full_name)
+
+    return add
+
+
 class RemediationServicer(pb_grpc.RemediationServiceServicer):
     """Answers for one engine; `caller_of` tells who is at the other end of a call."""
 
@@ -53,7 +63,8 @@ class RemediationServicer(pb_grpc.RemediationServiceServicer):
         try:
             done = self._engine.remediate(asked, caller, seconds_left(context, MAX_SECONDS))
         except TimeoutError as late:
-            context.abort_with_status(refusals.under_way(f"{late}; GetRemediation tells what comes of it"))
+            message = f"{late}; GetRemediation tells what comes of it"
+            context.abort_with_status(errors.told(grpc.StatusCode.DEADLINE_EXCEEDED, message, "UNDER_WAY", {}))
         if done.outcome is Outcome.REFUSED and done.refusal is not None:
             _abort(context, done, done.refusal)
         return pb.RemediateResponse(remediation=words.write_remediation(done))
@@ -68,7 +79,7 @@ class RemediationServicer(pb_grpc.RemediationServiceServicer):
             found = self._engine.find(request.request_id)
         if found is None:
             message = f"no remediation {request.request_id} is recorded (any more)"
-            context.abort_with_status(refusals.not_found(message))
+            context.abort_with_status(errors.not_found(message, "REMEDIATION_NOT_FOUND", {}))
         return pb.GetRemediationResponse(remediation=words.write_remediation(found))
 
     def ListRemediations(  # noqa: N802 - the proto's name

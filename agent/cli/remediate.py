@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from agent.acts import MAX_REASON, ActionStatus, Outcome, Remediation, RemediationStatus, Request
-from agent.cli.arguments import add_endpoint
-from agent.cli.connection import client_for, complain
+from agent.cli.arguments import add_endpoint, client_of
+from agent.cli.connection import complain
 from agent.cli.exits import EXIT_NON_OK, EXIT_OK, EXIT_UNKNOWN
 from agent.cli.output import add_format
 from agent.cli.request_ids import request_id
@@ -77,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.yes and not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return _nothing("nobody can be asked, because this is no terminal; --yes does it without asking")
     try:
-        with client_for(arguments) as client:
+        with client_of(arguments) as client:
             return _remediate(client, arguments)
     except ClientError as error:
         return _nothing(printable(str(error)))

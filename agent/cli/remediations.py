@@ -3,8 +3,8 @@
 import argparse
 
 from agent.acts import Remediation
-from agent.cli.arguments import add_endpoint
-from agent.cli.connection import ask, client_for, complain
+from agent.cli.arguments import add_endpoint, client_of
+from agent.cli.connection import ask, complain
 from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.cli.output import add_format
 from agent.cli.request_ids import request_id
@@ -60,7 +60,7 @@ def _recorded(arguments: argparse.Namespace) -> Remediation | None:
     from agent.client import ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
 
     try:
-        with client_for(arguments) as client:
+        with client_of(arguments) as client:
             return client.get_remediation(arguments.request_id)
     except ClientError as error:
         if error.code.name == "NOT_FOUND":

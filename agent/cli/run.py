@@ -22,6 +22,7 @@ from agent.pipeline.feed import Feed
 from agent.settings import GrpcSettings, Loaded
 
 if TYPE_CHECKING:
+    from agent.act_flow import ActFlow
     from agent.api.server import ApiServer
 
 NAME = "run"
@@ -80,12 +81,14 @@ class Supervisor:
         self._stop = stop
         self._beat = clock.awake()
         self._agent = app.build(loaded, clock)
-        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__)
+        self._acting = _act_flow(loaded, clock, self._agent)
+        tally = self._acting.engine.tally if self._acting else dict
+        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally)
         site = Site(self._agent.board, self._alive, metrics.expose)
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)
         self._api_is_asked_for = loaded.is_set("grpc.listen")
-        self._api = _api(loaded, self._agent)
+        self._api = _api(loaded, self._agent, self._acting) if self._acting else None
 
     def run(self) -> int:
         """Serve and watch until a signal comes."""
@@ -115,6 +118,8 @@ class Supervisor:
                 runner.check_overdue()
         for runner in runners:
             runner.stop()
+        if self._acting:
+            self._acting.engine.stop()
         if self._api:
             self._api.stop()
         self._http.stop()
@@ -125,8 +130,9 @@ class Supervisor:
         Raises EndpointError.
         """
         try:
-            if self._api:
+            if self._api and self._acting:
                 self._api.start()
+                self._acting.engine.start()
         except EndpointError as error:
             if self._api_is_asked_for or isinstance(error, EndpointInUseError):
                 raise
@@ -137,17 +143,25 @@ class Supervisor:
         return self._clock.awake() - self._beat < ALIVE_SECONDS
 
 
-def _api(loaded: Loaded, agent: app.Agent) -> "ApiServer | None":
-    """Return the API that is to be served, if any."""
-    listen = loaded.settings.grpc.listen
-    if not listen:
+def _act_flow(loaded: Loaded, clock: Clock, agent: app.Agent) -> "ActFlow | None":
+    """Return the act flow if there is an API through which it can be asked."""
+    if not loaded.settings.grpc.listen:
         return None
+    from agent import act_flow  # noqa: PLC0415 - without the API nobody can ask it, and its memory is not spent
+
+    return act_flow.build(loaded, clock, agent.board)
+
+
+def _api(loaded: Loaded, agent: app.Agent, acting: "ActFlow") -> "ApiServer":
+    """Return the API that is to be served."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or every stranger writes a line into our log
     from agent.api.diagnostics import Diagnostics  # noqa: PLC0415 - without the API, its 13 MiB are not spent
+    from agent.api.remediation import remediation  # noqa: PLC0415
     from agent.api.server import ApiServer, diagnostics  # noqa: PLC0415
 
     feed = Feed(agent.board)
-    services = [diagnostics(Diagnostics(agent.board, feed, app.condition_types(agent.detectors)))]
+    types = app.condition_types(agent.detectors)
+    services = [diagnostics(Diagnostics(agent.board, feed, types, acting.evidence)), remediation(acting.engine)]
     return ApiServer(_place(loaded.settings.grpc), agent.board, feed, services)
 
 

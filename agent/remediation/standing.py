@@ -25,6 +25,11 @@ class Rules:
     limits: Mapping[Action, Limits]
 
 
+def boot_moment(procfs: Procfs) -> tuple[str, float]:
+    """Return this boot's id and the seconds since it began (CLOCK_BOOTTIME); the id is empty if it cannot be read."""
+    return procfs.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True, slots=True)
 class Standings:
     """Where the gate's facts come from."""
@@ -57,8 +62,8 @@ class Standings:
         )
 
     def boot(self) -> tuple[str, float]:
-        """Return this boot's id and the seconds since it began (CLOCK_BOOTTIME)."""
-        return self.procfs.boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        """Return this boot's id and the seconds since it began."""
+        return boot_moment(self.procfs)
 
     def paused(self) -> str:
         """Why the node is paused; empty if it is not."""

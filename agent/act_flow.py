@@ -1,0 +1,126 @@
+"""The composition of the act flow, as `agent.app` is of the sense flow: constructor calls and nothing else.
+
+The remedies have senses of their own: those of the detectors are in use by other threads, and remember conversations.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from agent.acts import Limits
+from agent.app import Senses
+from agent.clock import Clock
+from agent.host.conntrack import Conntrack
+from agent.host.inventory import InventorySense
+from agent.host.listeners import Listeners
+from agent.model import Action
+from agent.pipeline.board import Board
+from agent.remediation.actions.delete_conntrack_flows import DeleteConntrackFlows
+from agent.remediation.actions.kill_parent import KillParent
+from agent.remediation.actions.kill_shim import KillShim
+from agent.remediation.actions.restart_containerd import RestartContainerd
+from agent.remediation.actions.restart_kubelet import RestartKubelet
+from agent.remediation.actions.signal_parent import SignalParent
+from agent.remediation.actions.thaw_cgroup import ThawCgroup
+from agent.remediation.course import Course
+from agent.remediation.engine import Engine
+from agent.remediation.evidence import EvidenceStore
+from agent.remediation.flows import NetlinkFlowTable
+from agent.remediation.ledger import Ledger
+from agent.remediation.remedy import Remedy
+from agent.remediation.services import Patience
+from agent.remediation.standing import Rules, Standings, boot_moment
+from agent.remediation.systemd import Systemd
+from agent.remediation.zombies import Parents
+from agent.settings import Loaded, Settings
+from agent.settings.tree import ActionsSettings
+
+REMEDY_CLASSES: tuple[type[Remedy], ...] = (
+    KillShim,
+    ThawCgroup,
+    SignalParent,
+    KillParent,
+    RestartKubelet,
+    RestartContainerd,
+    DeleteConntrackFlows,
+)
+HUNG = "ContainerdShimHung"
+
+
+@dataclass(frozen=True, slots=True)
+class ActFlow:
+    """The connected parts: the engine that acts, and the evidence it keeps."""
+
+    engine: Engine
+    evidence: EvidenceStore
+
+
+def build(loaded: Loaded, clock: Clock, board: Board) -> ActFlow:
+    """Connect the act flow; nothing is started and no file is touched."""
+    settings, senses = loaded.settings, Senses(loaded, clock)
+    state_dir = Path(settings.host.state_dir)
+    evidence = EvidenceStore(state_dir / "evidence", clock.wall)
+    procfs = senses.procfs
+    ledger = Ledger(state_dir, lambda: boot_moment(procfs), clock.wall)
+    standings = Standings(_rules(settings), ledger, state_dir, procfs, settings.containerd.namespaces, os.getpid())
+    remedies = {each.action: each for each in _remedies(settings, senses, clock, board)}
+    course = Course(remedies, board, evidence, ledger, clock, senses.pid_problem)
+    return ActFlow(Engine(standings, remedies, course, ledger, clock), evidence)
+
+
+def _rules(settings: Settings) -> Rules:
+    remediation = settings.remediation
+    limits = {Action(item.name): _limits(remediation.actions, item.name) for item in fields(ActionsSettings)}
+    return Rules(remediation.enabled, remediation.dry_run, remediation.max_per_hour, limits)
+
+
+def _limits(actions: ActionsSettings, name: str) -> Limits:
+    settings = getattr(actions, name)
+    return Limits(settings.enabled, settings.cooldown_seconds, settings.max_per_hour)
+
+
+def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) -> tuple[Remedy, ...]:
+    procfs, cgroups, sysfs = senses.procfs, senses.cgroups, settings.host.sys
+    namespaces = settings.containerd.namespaces
+    inventory = InventorySense(senses.bundles, procfs, senses.pods, namespaces)
+    parents = Parents(procfs, cgroups, namespaces, clock, settings.detectors.defunct_processes.max_per_parent + 1)
+    listeners = Listeners(settings.host.proc)
+    systemd = Systemd(settings.host.dbus_socket, clock)
+    kubelet, runtime = settings.detectors.kubelet_healthz, settings.detectors.container_runtime
+    return (
+        KillShim(inventory, procfs, cgroups, clock, sysfs=sysfs),
+        ThawCgroup(procfs, cgroups, senses.bundles, clock, sysfs=sysfs, namespaces=namespaces),
+        SignalParent(parents, clock),
+        KillParent(parents, clock),
+        RestartKubelet(
+            settings.kubelet.healthz_url,
+            procfs=procfs,
+            cgroups=cgroups,
+            listeners=listeners,
+            namespaces=namespaces,
+            systemd=systemd,
+            clock=clock,
+            patience=Patience(kubelet.deadline_seconds, kubelet.hedge_seconds, kubelet.restart_grace_seconds),
+            network_problem=senses.network_problem,
+        ),
+        RestartContainerd(
+            settings.containerd.address,
+            procfs=procfs,
+            cgroups=cgroups,
+            listeners=listeners,
+            namespaces=namespaces,
+            systemd=systemd,
+            inventory=inventory,
+            shims=senses.shims,
+            hung_shims=lambda: _findings_of(board, HUNG),
+            clock=clock,
+            patience=Patience(runtime.deadline_seconds, runtime.hedge_seconds, runtime.restart_grace_seconds),
+        ),
+        DeleteConntrackFlows(
+            Conntrack(Path(settings.host.proc)), NetlinkFlowTable(clock), clock, senses.network_problem
+        ),
+    )
+
+
+def _findings_of(board: Board, kind: str) -> int:
+    return sum(len(condition.findings) for condition in board.report().conditions if condition.type == kind)
