@@ -5,6 +5,7 @@ The remedies have senses of their own: those of the detectors are in use by othe
 
 import os
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from agent.acts import Limits
@@ -61,8 +62,10 @@ def build(loaded: Loaded, clock: Clock, board: Board) -> ActFlow:
     state_dir = Path(settings.host.state_dir)
     evidence = EvidenceStore(state_dir / "evidence", clock.wall)
     procfs = senses.procfs
-    ledger = Ledger(state_dir, lambda: boot_moment(procfs), clock.wall)
-    standings = Standings(_rules(settings), ledger, state_dir, procfs, settings.containerd.namespaces, os.getpid())
+    boot = partial(boot_moment, procfs)
+    ledger = Ledger(state_dir, boot, clock.wall)
+    namespaces = settings.containerd.namespaces
+    standings = Standings(_rules(settings), ledger, state_dir, procfs, namespaces, os.getpid(), boot)
     remedies = {each.action: each for each in _remedies(settings, senses, clock, board)}
     course = Course(remedies, board, evidence, ledger, clock, senses.pid_problem)
     return ActFlow(Engine(standings, remedies, course, ledger, clock), evidence)

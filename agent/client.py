@@ -219,15 +219,16 @@ class Client:
             return f"the agent on {at} refuses: {refusal.reason}: {details}"
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return f"the agent on {at} does not know what it is asked for: it is older than this client, or no nodediag"
-        if code is grpc.StatusCode.UNAVAILABLE and (advice := _certificate_advice(self._endpoint, details)):
-            return f"no connection with the agent on {at}: {advice}"
         if code is grpc.StatusCode.UNAVAILABLE:
+            advice = _certificate_advice(self._endpoint, details)
+            if advice:
+                return f"no connection with the agent on {at}: {advice}"
             return f"no agent answers on {at}: {_cause(details)}. Is the agent running, and is --endpoint right?"
+        words = f"the agent on {at} says {code.name}: {details}"
         if code in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
-            return (
-                f"the agent on {at} has not answered for {waited:g} s. Is it standing still, and is --endpoint right?"
-            )
-        return f"the agent on {at} says {code.name}: {details}"
+            asks = "Is it standing still, and is --endpoint right?"
+            words = f"the agent on {at} has not answered for {waited:g} s. {asks}"
+        return words
 
 
 def connect_options(tls: ClientTls | None = None) -> tuple[tuple[str, int | str], ...]:

@@ -4,6 +4,7 @@ Answers come from memory, evidence from the state folder; none waits for a probe
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
 
@@ -13,6 +14,7 @@ from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
 from agent.pipeline.board import Board
 from agent.pipeline.feed import MAX_WATCHERS, Feed, TooManyWatchersError, Watcher
 from agent.remediation.evidence import EvidenceError, EvidenceStore
+from agent.remediation.turnstile import DiskHangsError, Turnstile
 
 MAX_SHOWN = 64
 """Characters of a caller's word that are repeated to it."""
@@ -26,6 +28,7 @@ class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
         self._feed = feed
         self._types = frozenset(types)
         self._evidence = evidence
+        self._reading = Turnstile()
 
     def GetNodeReport(  # noqa: N802 - the proto's name
         self,
@@ -53,26 +56,32 @@ class Diagnostics(pb_grpc.DiagnosticsServiceServicer):
         context: grpc.ServicerContext,
     ) -> pb.ListEvidenceResponse:
         """Return what evidence is stored, the latest first."""
-        try:
+        with self._readable(context):
             stored = self._evidence.list()
-        except EvidenceError as error:
-            context.abort_with_status(errors.precondition(str(error), "EVIDENCE_UNREADABLE", {}, "evidence"))
         return pb.ListEvidenceResponse(evidence=[remediation_words.write_evidence(each) for each in stored])
 
     def FetchEvidence(  # noqa: N802 - the proto's name
         self, request: pb.FetchEvidenceRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.FetchEvidenceResponse]:
         """Stream one piece of evidence in chunks."""
+        with self._readable(context):
+            try:
+                chunks = self._evidence.read(request.id)
+            except KeyError:
+                message = f"no evidence {request.id[:MAX_SHOWN]!r} is stored (any more)"
+                context.abort_with_status(errors.not_found(message, "EVIDENCE_NOT_FOUND", {}))
+        for chunk in chunks:
+            yield pb.FetchEvidenceResponse(chunk=chunk)
+
+    @contextmanager
+    def _readable(self, context: grpc.ServicerContext) -> Iterator[None]:
         try:
-            for chunk in self._evidence.read(request.id):
-                yield pb.FetchEvidenceResponse(chunk=chunk)
-        except KeyError:
-            shown = request.id[:MAX_SHOWN]
-            context.abort_with_status(
-                errors.not_found(f"no evidence {shown!r} is stored (any more)", "EVIDENCE_NOT_FOUND", {})
-            )
+            with self._reading.inside():
+                yield
         except EvidenceError as error:
             context.abort_with_status(errors.precondition(str(error), "EVIDENCE_UNREADABLE", {}, "evidence"))
+        except DiskHangsError as error:
+            context.abort_with_status(errors.unavailable(str(error), "BUSY", {}))
 
     def _admitted(self, request: pb.WatchConditionsRequest, context: grpc.ServicerContext) -> Watcher:
         violations = self._violations(request)

@@ -17,9 +17,11 @@ from agent.api.pb import remediation_service_pb2_grpc as pb_grpc
 from agent.model import Action
 from agent.remediation.engine import Engine
 from agent.remediation.ledger import LedgerError
+from agent.remediation.turnstile import DiskHangsError
 
 MAX_SECONDS = 120.0
 """How long a call waits for what came of it; a remediation that takes longer goes on, and GetRemediation tells."""
+RETRY_SECONDS = 5.0
 MAX_TARGET_TEXT = 4096
 MAX_SHOWN = 64
 MAX_PAGE = 100
@@ -49,7 +51,8 @@ class RemediationServicer(pb_grpc.RemediationServiceServicer):
         context: grpc.ServicerContext,
     ) -> pb.ListActionsResponse:
         """Return every action as it stands now for this caller."""
-        return words.write_status(self._engine.status(self._caller_of(context)))
+        with _readable(context):
+            return words.write_status(self._engine.status(self._caller_of(context)))
 
     def Remediate(  # noqa: N802 - the proto's name
         self, request: pb.RemediateRequest, context: grpc.ServicerContext
@@ -139,3 +142,5 @@ def _readable(context: grpc.ServicerContext) -> Iterator[None]:
         yield
     except LedgerError as error:
         context.abort_with_status(refusals.status_of(Refusal(RefusalReason.LEDGER_UNUSABLE, str(error)), {}))
+    except DiskHangsError as error:
+        context.abort_with_status(refusals.status_of(Refusal(RefusalReason.BUSY, str(error), RETRY_SECONDS), {}))

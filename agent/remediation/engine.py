@@ -7,8 +7,7 @@ end and is written down. While one runs, every other request is told to come bac
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.acts import Caller, Outcome, Refusal, RefusalReason, RefusedError, Remediation, RemediationStatus, Request
@@ -19,12 +18,11 @@ from agent.remediation.course import Course
 from agent.remediation.ledger import Ledger, LedgerError
 from agent.remediation.remedy import Remedy
 from agent.remediation.standing import Standings
+from agent.remediation.turnstile import DiskHangsError, Turnstile
 
 log = logging.getLogger("nodediag.remediation")
 
 BUSY_RETRY_SECONDS = 5.0
-LOCK_SECONDS = 5.0
-"""The lock is held while the ledger is read and written; a disk that takes longer does not answer."""
 STOP_SECONDS = 3.0
 """How long a remediation under way may still take when the agent stops; else the next start finds it interrupted."""
 MAX_UNWRITTEN = 100
@@ -41,8 +39,16 @@ BEFORE_THE_TOKEN = frozenset(
     }
 )
 """Refusals after which the request's fencing token does not count as seen."""
-NOT_WORTH_A_ROW = frozenset({RefusalReason.DISABLED, RefusalReason.CALLER_NOT_ALLOWED, RefusalReason.LEDGER_UNUSABLE})
-"""Refusals that are logged and counted, and not listed: whoever is not let in must not fill the ledger."""
+NOT_WORTH_A_ROW = frozenset(
+    {
+        RefusalReason.DISABLED,
+        RefusalReason.CALLER_NOT_ALLOWED,
+        RefusalReason.LEDGER_UNUSABLE,
+        RefusalReason.BUSY,
+        RefusalReason.STOPPING,
+    }
+)
+"""Refusals that are logged and counted, and not listed: they say nothing of the target, and there may be many."""
 
 
 @dataclass(slots=True)
@@ -65,7 +71,9 @@ class Engine:
         self._course = course
         self._ledger = ledger
         self._clock = clock
-        self._lock = threading.Lock()
+        self._admitting = Turnstile(places=1)
+        self._reading = Turnstile()
+        self._counting = threading.Lock()
         self._run: _Run | None = None
         self._interrupted_found = False
         self._stopping = False
@@ -90,20 +98,28 @@ class Engine:
         return admitted.result
 
     def status(self, caller: Caller) -> RemediationStatus:
-        """Return every action as it stands now for this caller."""
-        return overview.status(self._remedies.values(), self._standings, caller)
+        """Return every action as it stands now for this caller. Raises DiskHangsError."""
+        with self._reading.inside():
+            return overview.status(self._remedies.values(), self._standings, caller)
 
     def find(self, request_id: str) -> Remediation | None:
-        """Return one remediation, if it is recorded. Raises LedgerError."""
-        return self._unwritten.get(request_id) or self._ledger.find(request_id)
+        """Return one remediation, if it is recorded. Raises LedgerError, DiskHangsError."""
+        with self._reading.inside():
+            if not self._standings.has_ledger():
+                return None
+            return self._unwritten.get(request_id) or self._ledger.find(request_id)
 
     def list(self, limit: int, before: str) -> tuple[tuple[Remediation, ...], str]:
-        """Return a page, the latest first, and the next page's token. Raises ValueError, LedgerError."""
-        return self._ledger.list(limit, before)
+        """Return a page, the latest first, and the token of the next.
+
+        Raises ValueError, LedgerError, DiskHangsError.
+        """
+        with self._reading.inside():
+            return self._ledger.list(limit, before) if self._standings.has_ledger() else ((), "")
 
     def tally(self) -> Mapping[tuple[Action, Outcome], int]:
         """Return how many remediations had each outcome since this agent was started."""
-        with self._lock:
+        with self._counting:
             return dict(self._tally)
 
     # -- for the supervisor ---------------------------------------------------
@@ -113,9 +129,9 @@ class Engine:
         if not self._standings.rules.enabled:
             return
         try:
-            with self._locked():
+            with self._admitting.inside():
                 self._find_interrupted()
-        except (RefusedError, LedgerError) as error:
+        except (DiskHangsError, LedgerError) as error:
             log.error("nothing can be mended: no ledger", extra={"why": str(error)})  # noqa: TRY400 - its words say it all
 
     def stop(self) -> None:
@@ -133,13 +149,15 @@ class Engine:
 
     def _admit(self, request: Request, caller: Caller) -> _Run | Remediation:
         """Return the run to wait for, or the stored answer of a repeat. Raises RefusedError."""
-        with self._locked():
-            if self._stopping:
-                raise RefusedError(Refusal(RefusalReason.STOPPING, "the agent is stopping", BUSY_RETRY_SECONDS))
-            try:
+        if self._stopping:
+            raise RefusedError(Refusal(RefusalReason.STOPPING, "the agent is stopping", BUSY_RETRY_SECONDS))
+        try:
+            with self._admitting.inside():
                 return self._earlier(request) or self._begin(request, caller)
-            except LedgerError as error:
-                raise RefusedError(Refusal(RefusalReason.LEDGER_UNUSABLE, str(error))) from error
+        except DiskHangsError as error:
+            raise RefusedError(Refusal(RefusalReason.BUSY, str(error), BUSY_RETRY_SECONDS)) from error
+        except LedgerError as error:
+            raise RefusedError(Refusal(RefusalReason.LEDGER_UNUSABLE, str(error))) from error
 
     def _earlier(self, request: Request) -> _Run | Remediation | None:
         """Return what there is under this request_id already, if it was asked for in the same words."""
@@ -195,9 +213,8 @@ class Engine:
             while len(self._unwritten) > MAX_UNWRITTEN:
                 self._unwritten.popitem(last=False)
         self._told(result)
-        with self._lock:
-            self._run = None
         run.result = result
+        self._run = None
         run.over.set()
 
     def _refused(self, request: Request, refusal: Refusal) -> Remediation:
@@ -206,14 +223,15 @@ class Engine:
         refused = Remediation(request, Outcome.REFUSED, refusal.message, now, now, refusal=refusal)
         if refusal.reason not in NOT_WORTH_A_ROW:
             try:
-                self._ledger.note_refusal(refused)
-            except LedgerError as error:
+                with self._reading.inside():
+                    self._ledger.note_refusal(refused)
+            except (DiskHangsError, LedgerError) as error:
                 log.warning("a refusal could not be written down", extra={"why": str(error)})
         self._told(refused)
         return refused
 
     def _told(self, result: Remediation) -> None:
-        with self._lock:
+        with self._counting:
             self._tally[result.request.action, result.outcome] += 1
         extra = {**_words(result.request), "outcome": result.outcome.value, "what": result.message}
         log.warning("remediation concluded", extra=extra)
@@ -223,21 +241,11 @@ class Engine:
         if self._interrupted_found:
             return
         for left in self._ledger.interrupt():
-            self._tally[left.request.action, left.outcome] += 1
+            with self._counting:
+                self._tally[left.request.action, left.outcome] += 1
             extra = {**_words(left.request), "outcome": left.outcome.value, "what": left.message}
             log.error("a remediation was interrupted", extra=extra)
         self._interrupted_found = True
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock. Raises RefusedError if it is not to be had, because the disk below the ledger hangs."""
-        if not self._lock.acquire(timeout=LOCK_SECONDS):
-            message = "the disk below the ledger has not answered for long (host.state_dir)"
-            raise RefusedError(Refusal(RefusalReason.BUSY, message, BUSY_RETRY_SECONDS))
-        try:
-            yield
-        finally:
-            self._lock.release()
 
 
 def _words(request: Request) -> dict[str, object]:

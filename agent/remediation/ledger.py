@@ -1,8 +1,8 @@
 """What was asked for and what came of it, kept over restarts.
 
 It is written before an act and after it; so an agent that ended in between finds the request still running, and says
-so instead of doing it again. Everything that was admitted by the gate binds its request_id: it is the answer to every
-repeat. What the gate refused is listed, but binds nothing.
+so instead of doing it again. What came of a request that the gate admitted binds its request_id: it is the answer to
+every repeat. What was refused for a reason that passes is listed, but binds nothing.
 
 Acts are dated by boot and CLOCK_BOOTTIME. Of an earlier boot it is known how much time lay between its acts, and that
 this boot began after them; that much has passed at least, whatever the wall clock says.
@@ -38,8 +38,9 @@ VALUES (:request_id, :binds, :action, :target, :caller, :dry_run, :fencing_token
     :refusal, :received_at, :finished_at, :evidence_id, :acted, :act_boot_id, :act_boot_seconds)
 """
 _CONCLUDE = """
-UPDATE remediations SET outcome = :outcome, message = :message, refusal = :refusal, finished_at = :finished_at,
-    evidence_id = coalesce(nullif(:evidence_id, ''), evidence_id), acted = max(acted, :acted),
+UPDATE remediations SET binds = :binds, outcome = :outcome, message = :message, refusal = :refusal,
+    finished_at = :finished_at, acted = max(acted, :acted),
+    evidence_id = coalesce(nullif(:evidence_id, ''), evidence_id),
     act_boot_id = coalesce(act_boot_id, :act_boot_id), act_boot_seconds = coalesce(act_boot_seconds, :act_boot_seconds)
 WHERE request_id = :request_id AND binds
 """
@@ -157,15 +158,17 @@ class Ledger:
     def conclude(self, remediation: Remediation) -> None:
         """Record a final outcome; durable when this returns. That the last step was begun is never taken back.
 
-        May be called again after a LedgerError. A request whose row is gone, because the file was moved away meanwhile,
-        is recorded anew.
+        What was refused for a reason that passes (see Refusal.binds) no longer binds its request_id. May be called
+        again after a LedgerError. A request whose row is gone, because the file was moved away meanwhile, is recorded
+        anew.
         """
         request_id = remediation.request.request_id
         if remediation.outcome is Outcome.RUNNING:
             raise LedgerError(f"request {request_id} cannot be concluded as running")
+        binds = remediation.refusal is None or remediation.refusal.binds
         with self._writing() as db:
-            if db.execute(_CONCLUDE, self._row(remediation, binds=True)).rowcount == 0:
-                self._insert(db, remediation, binds=True)
+            if db.execute(_CONCLUDE, self._row(remediation, binds=binds)).rowcount == 0:
+                self._insert(db, remediation, binds=binds)
         self._begun_here.discard(request_id)
 
     def note_refusal(self, remediation: Remediation) -> None:

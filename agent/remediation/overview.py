@@ -28,7 +28,8 @@ class _Past:
 
 def status(remedies: Iterable[Remedy], standings: Standings, caller: Caller) -> RemediationStatus:
     """Return how everything stands. A ledger that cannot be read is told as the trouble it is."""
-    rules, trouble, token, history = standings.rules, standings.trouble(), 0, ()
+    rules, trouble, token = standings.rules, standings.trouble(), 0
+    history: tuple[Act, ...] = ()
     if not trouble:
         try:
             token, history = standings.highest_token(), standings.history()

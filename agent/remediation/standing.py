@@ -1,7 +1,7 @@
 """Gathers what the gate looks at: the settings, the ledger, the pause switch, and the target's process as it is now."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from agent.host.procfs import Procfs
 from agent.model import Action, Target
 from agent.remediation.gate import Act, ProcessFacts, Standing
 from agent.remediation.ledger import Ledger
+from agent.remediation.ledger_file import FILE as LEDGER
 from agent.remediation.pause import paused
 from agent.remediation.remedy import Remedy
 
@@ -32,7 +33,7 @@ def boot_moment(procfs: Procfs) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Standings:
-    """Where the gate's facts come from."""
+    """Where the gate's facts come from; `boot` returns the boot's id and the seconds since it began."""
 
     rules: Rules
     ledger: Ledger
@@ -40,6 +41,7 @@ class Standings:
     procfs: Procfs
     containerd_namespaces: tuple[str, ...]
     own_pid: int
+    boot: Callable[[], tuple[str, float]]
 
     def of(self, request: Request, caller: Caller, remedy: Remedy | None, known: Request | None) -> Standing:
         """Return how things stand for one request. Raises LedgerError."""
@@ -61,9 +63,9 @@ class Standings:
             process=self._process(request.target),
         )
 
-    def boot(self) -> tuple[str, float]:
-        """Return this boot's id and the seconds since it began."""
-        return boot_moment(self.procfs)
+    def has_ledger(self) -> bool:
+        """Whether there is a ledger to read: where nothing may be mended, none is made."""
+        return self.rules.enabled or (self.state_dir / LEDGER).exists()
 
     def paused(self) -> str:
         """Why the node is paused; empty if it is not."""

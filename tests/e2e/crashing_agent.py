@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-import agent.app
+import agent.act_flow
 from agent.__main__ import main
 from agent.remediation.course import Course, Step
 
@@ -21,5 +21,5 @@ def die_at(fatal: Step, reached: Step) -> None:
 
 if __name__ == "__main__":
     step = Step(sys.argv.pop(1))
-    agent.app.Course = functools.partial(Course, reached=functools.partial(die_at, step))  # type: ignore[misc,assignment,attr-defined]
+    agent.act_flow.Course = functools.partial(Course, reached=functools.partial(die_at, step))
     main()

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agent.remediation.evidence import EvidenceStore
-
 from agent.acts import Caller, Limits, Refusal, RefusalReason, RefusedError, Remediation, Request
 from agent.host.procfs import Procfs
 from agent.model import (
@@ -26,6 +24,7 @@ from agent.model import (
 from agent.pipeline.board import Board, Entry
 from agent.remediation.course import Course, Step
 from agent.remediation.engine import Engine
+from agent.remediation.evidence import EvidenceStore
 from agent.remediation.ledger import Ledger
 from agent.remediation.remedy import Verification
 from agent.remediation.standing import Rules, Standings
@@ -107,9 +106,10 @@ class Bench:
         self.board = Board("worker-3", self.clock)
         self.say_sick()
         procfs = Procfs("/proc")
-        self.ledger = Ledger(self.folder, lambda: (procfs.boot_id(), self.boot_seconds), self.clock.wall)
+        boot = lambda: (procfs.boot_id(), self.boot_seconds)  # noqa: E731
+        self.ledger = Ledger(self.folder, boot, self.clock.wall)
         self.evidence = EvidenceStore(self.folder / "evidence", self.clock.wall)
-        standings = Standings(self.rules, self.ledger, self.folder, procfs, ("k8s.io",), os.getpid())
+        standings = Standings(self.rules, self.ledger, self.folder, procfs, ("k8s.io",), os.getpid(), boot)
         remedies = {self.remedy.action: self.remedy}
         course = Course(remedies, self.board, self.evidence, self.ledger, self.clock, lambda: None, self.reached)
         self.engine = Engine(standings, remedies, course, self.ledger, self.clock)
