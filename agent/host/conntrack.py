@@ -276,10 +276,10 @@ class Netlink:
         return self._run(lambda: self._unreplied(family, limit))
 
     def entries(self, family: int, server: str, limit: int) -> tuple[list[FlowEntry], bool]:
-        """Return up to `limit` unanswered UDP/53 flows of one family, exactly named, and whether these are all.
+        """Return the unanswered UDP/53 flows of one family, exactly named, and whether these are all.
 
-        `server` narrows them to those sent to one address; empty for all. A flow with a zone for one direction only,
-        which pyroute2 cannot name, is left out. Raises OSError, TimeoutError, ValueError.
+        At most `limit` are looked at. `server` narrows them to those sent to one address; empty for all. A flow with a
+        zone for one direction only, which pyroute2 cannot name, is left out. Raises OSError, TimeoutError, ValueError.
         """
         return self._run(lambda: self._entries(family, server, limit))
 
@@ -301,7 +301,10 @@ class Netlink:
         return await _read_dump(_dump_unreplied(family), _flow, limit)
 
     async def _entries(self, family: int, server: str, limit: int) -> tuple[list[FlowEntry], bool]:
-        return await _read_dump(_dump_unreplied(family, server), lambda message: flow_entry(message, server), limit)
+        # An IPv6 address filters the wrong way round: the kernel leaves out what equals it (seen on 6.18).
+        by_kernel = server if family == socket.AF_INET else ""
+        found, whole = await _read_dump(_dump_unreplied(family, by_kernel), flow_entry, limit)
+        return [flow for flow in found if server in {"", flow.server}], whole
 
 
 def run_limited(question: Callable[[], Awaitable[_T]], seconds: float) -> _T:
@@ -378,11 +381,11 @@ def _flow(message: Any) -> tuple[str, int, str, int] | None:  # noqa: ANN401 - p
     return source, proto.get_attr("CTA_PROTO_SRC_PORT"), server, message.get_attr("CTA_TIMEOUT") or 0
 
 
-def flow_entry(message: Any, server: str = "") -> FlowEntry | None:  # noqa: ANN401 - pyroute2 has no types
+def flow_entry(message: Any) -> FlowEntry | None:  # noqa: ANN401 - pyroute2 has no types
     """Return a flow as it must be named to mean it and no other; None if it is not what was asked for.
 
-    That is: UDP to port 53 without an answer, to `server` if one is given, with a timeout that packets set anew, and
-    with nothing in its tuple that could not be repeated (CTA_TUPLE_ZONE).
+    That is: UDP to port 53 without an answer, with a timeout that packets set anew, and with nothing in its tuple that
+    could not be repeated (CTA_TUPLE_ZONE).
     """
     flow = _flow(message)
     if flow is None or (message.get_attr("CTA_STATUS") or 0) & _IPS_FIXED_TIMEOUT:
@@ -391,8 +394,6 @@ def flow_entry(message: Any, server: str = "") -> FlowEntry | None:  # noqa: ANN
     identity = message.get_attr("CTA_ID")
     source, port, to, remaining = flow
     if named != {"CTA_TUPLE_IP", "CTA_TUPLE_PROTO"} or identity is None or not source or not to or not port:
-        return None
-    if server and to != server:
         return None
     zone = message.get_attr("CTA_ZONE") or 0
     return FlowEntry(message["nfgen_family"], source, port, to, _DNS_PORT, zone, identity, remaining)
