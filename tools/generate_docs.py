@@ -1,16 +1,19 @@
-"""Writes the references that are made from the code: conditions, metrics, settings.
+"""Writes the references that are made from the code: actions, conditions, metrics, settings.
 
 `python -m tools.generate_docs FOLDER`; `make lint` compares what is checked in.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 
-from agent.app import DETECTOR_CLASSES
+from agent.acts import REFUSAL_CODES, REFUSALS, RefusalReason
+from agent.app import DETECTOR_CLASSES, REMEDY_CLASSES
 from agent.cli.config import as_yaml
 from agent.exporters.metrics import OWN, PREFIX
+from agent.model import Action
+from agent.remediation.remedy import Remedy
 from agent.settings import Settings, describe
 
 NOTICE = "<!-- Made from the code by `make docs`; do not edit. -->"
@@ -19,9 +22,36 @@ NOTICE = "<!-- Made from the code by `make docs`; do not edit. -->"
 def main() -> None:
     """Write every document into the folder named on the command line."""
     folder = Path(sys.argv[1])
-    documents = {"conditions.md": conditions, "metrics.md": metrics, "settings.md": settings}
+    documents = {"actions.md": actions, "conditions.md": conditions, "metrics.md": metrics, "settings.md": settings}
     for name, lines in documents.items():
         (folder / name).write_text("\n".join([NOTICE, *lines(), ""]))
+
+
+def actions(remedies: Iterable[type[Remedy]] = REMEDY_CLASSES) -> Iterator[str]:
+    """One row per action, in the order of the model, and one per reason of a refusal."""
+    yield from ("# Actions", "")
+    yield "What can be done to the target of a finding. Each takes the same way: the gate, a fresh look at that very"
+    yield "target, evidence, the act, and a look whether it helped. `nodediag actions` tells how they stand on a node."
+    yield from ("", "| action | does | targets | findings that permit it | requires | verified by | risk |")
+    yield "|---|---|---|---|---|---|---|"
+    order = list(Action)
+    for remedy in sorted(remedies, key=lambda each: order.index(each.action)):
+        targets = ", ".join(f"`{kind}`" for kind in remedy.targets)
+        found = "<br>".join(
+            f"{kind}: {', '.join(f'`{reason}`' for reason in reasons)}" for kind, reasons in remedy.mends.items()
+        )
+        texts = (remedy.does, targets, found, remedy.requires, remedy.verifies, remedy.risk)
+        yield f"| `{remedy.action}` | {' | '.join(map(_cell, texts))} |"
+    yield from ("", "## Refusals", "")
+    yield "Nothing was done. The error's `google.rpc.ErrorInfo` has the reason; where waiting helps, a `RetryInfo` says"
+    yield "how long, and the very same request may then be sent again."
+    yield from ("", "| reason | gRPC code | meaning |", "|---|---|---|")
+    for reason in RefusalReason:
+        yield f"| `{reason}` | {REFUSAL_CODES[reason]} | {_cell(REFUSALS[reason])} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def conditions() -> Iterator[str]:

@@ -11,7 +11,7 @@ from agent.acts import ActionStatus
 from agent.exporters.advice import dns_server
 from agent.exporters.layout import labelled, wrapped
 from agent.exporters.printable import printable
-from agent.exporters.wording import snake
+from agent.exporters.wording import short_id, snake
 from agent.model import Action, ActiveFinding, NodeReport, PodRef, Target, TargetKind
 
 MIN_PREFIX = 4
@@ -163,7 +163,7 @@ def _own_names(accused: Accused) -> Iterator[str]:
     if target.kind is TargetKind.DNS_SERVER:
         yield target.address
     if target.container_id:
-        yield target.container_id
+        yield from (short_id(target.container_id), target.container_id)
     yield from (_pod_name(each.finding.pod) for each in accused.findings if each.finding.pod is not None)
 
 

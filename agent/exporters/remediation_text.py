@@ -179,7 +179,8 @@ def refusal_lines(refused: Refusal) -> Iterator[str]:
     if refused.retry_seconds is None:
         yield "  Waiting alone does not help."
     else:
-        yield f"  The very same request may be sent again in {duration(refused.retry_seconds)}."
+        when = f"in {duration(refused.retry_seconds)}" if refused.retry_seconds else "at once"
+        yield f"  The very same request may be sent again {when}."
 
 
 def remediation_line(done: Remediation) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from agent import __version__
-from agent.cli import check, config, report, run, watch
+from agent.cli import actions, check, config, evidence, remediate, remediations, report, run, watch
 from agent.cli.parser import parse
 
 
@@ -20,7 +20,7 @@ def test_each_subcommand_leads_to_its_function(module: object) -> None:
     assert str(arguments.config) == "/etc/nodediag.yaml"
 
 
-@pytest.mark.parametrize("module", [report, watch])
+@pytest.mark.parametrize("module", [report, watch, actions, remediations, evidence])
 def test_the_clients_ask_the_default_socket_unless_told_otherwise(module: object) -> None:
     name = module.NAME  # type: ignore[attr-defined]
     function, arguments = parse([name])
@@ -67,7 +67,7 @@ def test_wrong_usage_is_undetermined_and_told_on_standard_error(
 def test_help_names_every_subcommand_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of("--help") == 0
     words = " ".join(capsys.readouterr().out.split())
-    for module in (run, check, report, watch, config):
+    for module in (run, check, report, watch, actions, remediate, remediations, evidence, config):
         assert f"{module.NAME} {module.HELP}" in words
     assert "0 nothing is wrong, 1 something is, 2 it could not be determined" in words
 
