@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB_PACKAGES := busybox-static conntrack containerd gcc iproute2 iptables libc6-dev procps prometheus prometheus-node-exporter runc util-linux
+# Node may have come from elsewhere, as newer ones do; Debian's npm does not go with those, and is not needed then.
+NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 
-.PHONY: run demo test unit lint format proto docs bench setup lab-packages clean
+.PHONY: run demo test unit lint format proto proto-release docs bench setup lab-packages node-packages clean
 
 ## run: look at this very machine once
 run: setup
@@ -21,7 +23,7 @@ demo: setup-test lab-packages
 	@$(BIN)/python -m tests.demo
 
 ## test: everything, on real parts
-test: unit lab-packages
+test: unit lab-packages node-packages
 	$(BIN)/python -m pytest tests/lab tests/e2e
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
@@ -29,7 +31,7 @@ unit: setup-test lab-packages
 	$(BIN)/python -m pytest tests/unit tests/golden -n 4
 
 ## lint: style, types, the import law, the protos, and whether generated files are what they are generated from
-lint: setup-lint
+lint: setup-lint $(if $(CI),node-packages)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,6 +46,10 @@ format: setup-lint
 ## proto: generate agent/host/pb from proto/third_party, and agent/api/pb from proto/nodediag
 proto: setup-lint
 	@tools/generate-proto $(BIN)/python agent/host/pb agent/api/pb
+
+## proto-release: record proto/ as the API that is released; from then on `make lint` refuses what would break its clients
+proto-release: node-packages
+	@tools/release-proto
 
 ## docs: generate docs/conditions.md, docs/metrics.md and docs/settings.md from the code
 docs: setup
@@ -64,6 +70,9 @@ setup-lint:
 
 lab-packages:
 	@tools/debian-packages $(LAB_PACKAGES)
+
+node-packages:
+	@tools/debian-packages $(NODE_PACKAGES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
