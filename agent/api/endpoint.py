@@ -1,32 +1,59 @@
-"""The Unix socket the API is served on: how it is named, and how its place is taken.
+"""Where the API is served: how the place is named, and how it is taken.
 
-Whoever may open the socket may ask everything, so it belongs to the agent's user alone (mode 0600; for the
-daemon that is root): the kernel refuses everybody else before a byte is read. A socket file left over from an
-agent that was killed is replaced; one that somebody still answers on is not. Two agents that start at the same
-moment are told apart by the HTTP address, which is taken first.
+On a Unix socket (`unix:PATH`) the file belongs to the agent's user alone (mode 0600), and `agent.api.doorkeeper` looks
+at who connects. A socket file left over from an agent that was killed is replaced; one that somebody still answers on
+is not. Two agents that start at the same moment are told apart by the HTTP address, which is taken first.
+
+Over TCP (`host:port`) there are certificates on both sides, see `agent.api.credentials` and `agent.api.callers`.
 """
 
+import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+from agent.acts import Caller
 
 SCHEME = "unix:"
 MODE = 0o600
 FOLDER_MODE = 0o755
+BACKLOG = 128
 PROBE_SECONDS = 1.0
 """How long we wait to learn whether somebody answers on a socket file."""
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files: our certificate with its chain, its key, and the authorities that sign the callers'."""
+
+    cert_file: str
+    key_file: str
+    client_ca_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the API is served on: `listen` is unix:PATH or host:port; `tls` and `callers` go with host:port alone."""
+
+    listen: str
+    tls: TlsFiles | None = None
+    callers: tuple[Caller, ...] = ()
+
+
 class EndpointError(Exception):
-    """The socket cannot be served on. The text says what, where and what to do."""
+    """The place cannot be served on. The text says what, where and what to do."""
 
 
 class EndpointInUseError(EndpointError):
     """Somebody answers there already."""
+
+
+def is_unix(endpoint: str) -> bool:
+    """Whether this is unix:PATH; else it is host:port."""
+    return endpoint.startswith(SCHEME)
 
 
 def path_of(endpoint: str) -> Path:
@@ -35,32 +62,61 @@ def path_of(endpoint: str) -> Path:
 
 
 def address_of(endpoint: str) -> str:
-    """Return the endpoint as grpc wants it, which takes it for a URI."""
-    return SCHEME + quote(str(path_of(endpoint)))
+    """Return the endpoint as a grpc client wants it, which takes a path for a part of a URI."""
+    return SCHEME + quote(str(path_of(endpoint))) if is_unix(endpoint) else endpoint
 
 
-def take(endpoint: str) -> None:
-    """Make sure that a socket can be made there and that nobody answers there. Raises EndpointError."""
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Split host:port; an IPv6 address loses its brackets."""
+    host, _, port = endpoint.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def take_path(endpoint: str) -> socket.socket:
+    """Return a socket that listens at `unix:PATH`, its file of mode 0600. Raises EndpointError."""
     path = path_of(endpoint)
     try:
         path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         if _left_over(path):
             path.unlink(missing_ok=True)
-        with private(), socket.socket(socket.AF_UNIX) as trial:
-            trial.bind(os.fspath(path))
-        path.unlink()
+        return _listening(path)
     except OSError as error:
         raise EndpointError(_why_not(endpoint, f"{error.strerror or error}")) from error
 
 
-@contextmanager
-def private() -> Iterator[None]:
-    """Make files that are the agent's alone meanwhile. The mask is the whole process's, so this must be short."""
-    before = os.umask(0o777 & ~MODE)
+def free_address(listen: str) -> str:
+    """Return `listen` with its host as one numeric address, having seen that it can be taken. Raises EndpointError.
+
+    grpc tells no reason if it cannot listen, and of a name with several addresses it would take what it gets.
+    """
+    host, port = host_and_port(listen)
     try:
-        yield
-    finally:
-        os.umask(before)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+            trial.listen(1)  # two may be bound to a port nobody listens on
+    except OSError as error:
+        what = f"cannot serve gRPC on {listen}: {error.strerror or error}. "
+        kind = EndpointInUseError if error.errno == errno.EADDRINUSE else EndpointError
+        raise kind(
+            f"{what}Set grpc.listen to an address of this node and a port nobody listens on (ss -ltnp shows who does), "
+            'to unix:PATH, or to "" to serve no API.'
+        ) from error
+    numeric = str(address[0])
+    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
+
+
+def _listening(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(listener.fileno(), MODE)  # Linux makes the file with the mode of the socket, less the umask
+        listener.bind(os.fspath(path))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _left_over(path: Path) -> bool:

@@ -1,92 +1,116 @@
-"""The gRPC server: services, health and reflection on one Unix socket.
+"""The gRPC server: services, health and reflection on a Unix socket, or over TCP with certificates on both sides.
 
-Everything is bounded: calls under way (each has a thread, so none waits for another's to end), the size of a
-message, and what a slow reader may keep waiting (see `agent.pipeline.feed`).
+Everything is bounded: calls under way (each has a thread, so none waits for another's to end), the size of a message,
+how long a call may stay without its request (see `agent.api.limits`), and what a slow reader may keep waiting (see
+`agent.pipeline.feed`).
 """
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from typing import Protocol, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent.api import endpoint as place
-from agent.api.diagnostics import Diagnostics
+from agent.api import endpoint as places
+from agent.api.callers import CallerCheck, Recognize, by_certificate, by_user
+from agent.api.credentials import CertificateError, CertificateWatch
+from agent.api.doorkeeper import Doorkeeper
+from agent.api.endpoint import EndpointError, Place, TlsFiles
+from agent.api.limits import MAX_CALLS, OPTIONS, TCP_OPTIONS, Deadlines
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
 from agent.pipeline.board import Board, Entry
-from agent.pipeline.feed import MAX_WATCHERS, Feed
+from agent.pipeline.feed import Feed
 
 log = logging.getLogger("nodediag.api")
 
-MAX_CALLS = MAX_WATCHERS + 16
-"""Calls under way at once; one more is refused at once."""
-MAX_RECEIVED_BYTES = 64 * 1024
-MAX_METADATA_BYTES = 8 * 1024
 STOP_SECONDS = 0.3
 """How long calls may take to end by themselves when the agent stops."""
 CANCEL_SECONDS = 0.3
-"""How long we then wait for the cancelled ones."""
-SERVICES = tuple(each.full_name for each in pb.DESCRIPTOR.services_by_name.values())
-OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
-    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.http2.bdp_probe", 0),  # so that the window, and what waits for a slow reader, stays small
-)
+"""How long we then wait for the cancelled ones, and for what they were told to be on its way."""
+
+Service: TypeAlias = Callable[[grpc.Server], str]
+"""Adds a service to the server and returns its full name."""
+Options: TypeAlias = tuple[tuple[str, int], ...]
+
+
+def diagnostics(servicer: pb_grpc.DiagnosticsServiceServicer) -> Service:
+    """Return DiagnosticsService as a service to serve."""
+
+    def add(server: grpc.Server) -> str:
+        pb_grpc.add_DiagnosticsServiceServicer_to_server(servicer, server)
+        return str(pb.DESCRIPTOR.services_by_name["DiagnosticsService"].full_name)
+
+    return add
 
 
 class ApiServer:
-    """Serves one board on a Unix socket from threads of its own; `types` are all conditions there may be."""
+    """Serves these services from threads of its own; `feed` is closed when it stops, and so are its watches.
 
-    def __init__(self, listen: str, board: Board, types: Collection[str]) -> None:
-        self.listen = listen
+    Health is SERVING once every detector of the board has looked.
+    """
+
+    def __init__(self, place: Place, board: Board, feed: Feed, services: Collection[Service]) -> None:
+        self.listen = place.listen
+        self._place = place
         self._board = board
-        self._types = types
-        self._feed = Feed(board)
-        self._health = health.HealthServicer()
-        self._server: grpc.Server | None = None
+        self._feed = feed
+        self._services = tuple(services)
+        self._health = health.HealthServicer(experimental_non_blocking=False)
+        self._names: tuple[str, ...] = ()
+        self._running: _Running | None = None
         self._lock = threading.Lock()
         self._serving: bool | None = None
 
+    @property
+    def endpoint(self) -> str:
+        """Where it serves, once it does: as `listen`, but with the port that was found if 0 was asked for."""
+        return self._running.door.endpoint if self._running else self.listen
+
     def start(self) -> None:
         """Listen and serve until `stop`. Raises EndpointError."""
-        place.take(self.listen)
-        server = grpc.server(
-            ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="api"),
-            options=OPTIONS,
-            maximum_concurrent_rpcs=MAX_CALLS,
-        )
-        self._register(server)
+        door = _door(self.listen, self._place)
+        deadlines = Deadlines()
         try:
-            with place.private():
-                server.add_insecure_port(place.address_of(self.listen))
-        except RuntimeError as error:
-            raise place.EndpointError(f"cannot serve gRPC on {self.listen}: {error}") from error
-        self._tell_health()
-        self._board.subscribe(self._hear)
-        server.start()
-        self._server = server
+            server = grpc.server(
+                ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="api"),
+                options=(*OPTIONS, *door.options),
+                maximum_concurrent_rpcs=MAX_CALLS,
+                interceptors=[CallerCheck(door.recognize, deadlines)],
+            )
+            self._register(server)
+            door.listen(server)
+            self._tell_health()
+            self._board.subscribe(self._hear)
+            server.start()
+            door.open()
+        except BaseException:
+            door.close()
+            door.stop(0.0)
+            raise
+        self._running = _Running(server, door, deadlines)
 
     def stop(self) -> None:
         """End every call and remove the socket. Returns within a second; may be called at any time."""
-        server, self._server = self._server, None
-        if server is None:
+        running, self._running = self._running, None
+        if running is None:
             return
+        running.door.close()
         self._health.enter_graceful_shutdown()
         self._feed.close()
-        if not server.stop(STOP_SECONDS).wait(STOP_SECONDS + CANCEL_SECONDS):
+        if not running.server.stop(STOP_SECONDS).wait(STOP_SECONDS + CANCEL_SECONDS):
             log.warning("calls are still under way and are left behind")
-        with suppress(OSError):  # grpc has removed it, unless calls are left behind
-            place.path_of(self.listen).unlink()
+        running.deadlines.stop()
+        running.door.stop(CANCEL_SECONDS)
 
     def _register(self, server: grpc.Server) -> None:
-        pb_grpc.add_DiagnosticsServiceServicer_to_server(Diagnostics(self._board, self._feed, self._types), server)
+        self._names = tuple(add(server) for add in self._services)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
     def _hear(self, _: Entry) -> None:
         self._tell_health()
@@ -99,5 +123,92 @@ class ApiServer:
                 return
             self._serving = serving
             words = health_pb2.HealthCheckResponse
-            for service in ("", *SERVICES):
+            for service in ("", *self._names):
                 self._health.set(service, words.SERVING if serving else words.NOT_SERVING)
+
+
+class _Door(Protocol):
+    """One way in: takes its place when it is made, has grpc listen, and tells who comes."""
+
+    endpoint: str
+    options: Options
+    recognize: Recognize
+
+    def listen(self, server: grpc.Server) -> None:
+        """Have grpc listen, before it starts. Raises EndpointError."""
+
+    def open(self) -> None:
+        """Let callers in; grpc has started."""
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+
+    def stop(self, seconds: float) -> None:
+        """End; grpc has ended."""
+
+
+class _UnixDoor:
+    options: Options = ()
+
+    def __init__(self, listen: str) -> None:
+        self.endpoint = listen
+        try:
+            self._keeper = Doorkeeper(listen)
+        except OSError as error:
+            raise EndpointError(f"cannot serve gRPC on {listen}: {error.strerror or error}") from error
+        self.recognize = by_user(self._keeper.user_of)
+        self.close, self.stop = self._keeper.close, self._keeper.stop
+
+    def listen(self, server: grpc.Server) -> None:
+        try:
+            server.add_insecure_port(self._keeper.inner.address)
+        except RuntimeError as error:
+            raise EndpointError(f"cannot serve gRPC on {self.endpoint}: {error}") from error
+
+    def open(self) -> None:
+        self._keeper.start()
+
+
+class _TcpDoor:
+    options: Options = TCP_OPTIONS
+
+    def __init__(self, listen: str, place: Place, tls: TlsFiles) -> None:
+        self.endpoint = listen
+        self.recognize = by_certificate(place.callers)
+        self._watch = CertificateWatch(tls)
+        try:
+            self._watch.load()
+        except CertificateError as error:
+            raise EndpointError(f"cannot serve gRPC on {listen}: {error}. See the settings grpc.tls.") from error
+        self._address = places.free_address(listen)
+
+    def listen(self, server: grpc.Server) -> None:
+        try:
+            port = server.add_secure_port(self._address, self._watch.credentials())
+        except RuntimeError as error:
+            raise EndpointError(f"cannot serve gRPC on {self.endpoint}: {error}") from error
+        self.endpoint = f"{self.endpoint.rpartition(':')[0]}:{port}"
+
+    def open(self) -> None:
+        self._watch.start()
+
+    def close(self) -> None:
+        self._watch.stop()
+
+    def stop(self, seconds: float) -> None:
+        """Nothing is left to do: grpc has closed its socket."""
+
+
+def _door(listen: str, place: Place) -> _Door:
+    if places.is_unix(listen):
+        return _UnixDoor(listen)
+    if place.tls is None or not place.callers:
+        raise EndpointError(f"cannot serve gRPC on {listen}: over TCP, grpc.tls and grpc.callers must be set")
+    return _TcpDoor(listen, place, place.tls)
+
+
+class _Running:
+    def __init__(self, server: grpc.Server, door: _Door, deadlines: Deadlines) -> None:
+        self.server = server
+        self.door = door
+        self.deadlines = deadlines

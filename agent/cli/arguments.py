@@ -1,10 +1,15 @@
 """Arguments several subcommands share, and how settings are loaded for them."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.settings import Loaded, Settings, SettingsError, load, socket_endpoint_problem
+from agent.settings import Loaded, Settings, SettingsError, endpoint_problem, load
+
+if TYPE_CHECKING:
+    from agent.client import Client
 
 
 def add_config(parser: argparse._ActionsContainer) -> None:
@@ -13,19 +18,32 @@ def add_config(parser: argparse._ActionsContainer) -> None:
 
 
 def add_endpoint(parser: argparse.ArgumentParser) -> None:
-    """Add `--endpoint unix:PATH`."""
+    """Add `--endpoint`, and what a client over TCP shows and trusts; see `client_of`."""
     default = Settings().grpc.listen
-    parser.add_argument(
+    group = parser.add_argument_group("the agent")
+    group.add_argument(
         "--endpoint",
         type=_endpoint,
         default=default,
-        metavar="unix:PATH",
+        metavar="unix:PATH|HOST:PORT",
         help=f"where the agent serves its API: its setting grpc.listen (default: {default})",
     )
+    group.add_argument("--cert", metavar="FILE", help="over TCP: your certificate, which names you to the agent")
+    group.add_argument("--key", metavar="FILE", help="over TCP: its private key")
+    group.add_argument("--ca", metavar="FILE", help="over TCP: the authority that signs the agent's certificate")
+
+
+def client_of(arguments: argparse.Namespace) -> "Client":
+    """Return a client as the arguments of `add_endpoint` say. Raises ClientError."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would stand between ours
+    from agent.client import Client, ClientTls  # noqa: PLC0415 - grpc costs time and memory only clients need spend
+
+    files = (arguments.cert or "", arguments.key or "", arguments.ca or "")
+    return Client(arguments.endpoint, tls=ClientTls(*files) if any(files) else None)
 
 
 def _endpoint(text: str) -> str:
-    problem = socket_endpoint_problem(text)
+    problem = endpoint_problem(text)
     if problem:
         raise argparse.ArgumentTypeError(problem)
     return text

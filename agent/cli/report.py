@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from agent.cli.arguments import add_endpoint
+from agent.cli.arguments import add_endpoint, client_of
 from agent.cli.exits import EXIT_UNKNOWN
 from agent.cli.output import add_format, tell
 
@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Ask, print, and exit as `check` does."""
-    from agent.client import Client, ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
+    from agent.client import ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
 
     try:
-        with Client(arguments.endpoint) as client:
+        with client_of(arguments) as client:
             report = client.get_node_report()
     except ClientError as error:
         print(f"nodediag: {error}", file=sys.stderr)

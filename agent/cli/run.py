@@ -9,14 +9,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent import __version__, app, logs
-from agent.api.endpoint import EndpointError, EndpointInUseError
+from agent.acts import Caller
+from agent.api.endpoint import EndpointError, EndpointInUseError, Place, TlsFiles
 from agent.cli.arguments import add_config, load_or_explain
 from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.clock import Clock, StallMeter
 from agent.exporters.http import HttpExporter, ListenError
 from agent.exporters.metrics import Metrics
 from agent.exporters.site import Site
-from agent.settings import Loaded
+from agent.model import Action
+from agent.pipeline.feed import Feed
+from agent.settings import GrpcSettings, Loaded
 
 if TYPE_CHECKING:
     from agent.api.server import ApiServer
@@ -101,7 +104,7 @@ class Supervisor:
         """Let the detectors look until a signal comes, then stop every part."""
         runners = self._agent.runners
         listen = f"{self._listen.rpartition(':')[0]}:{self._http.port}"
-        api = self._api.listen if self._api else ""
+        api = self._api.endpoint if self._api else ""
         parts = {"listen": listen, "api": api, "detectors": [r.name for r in runners]}
         log.info("started", extra={"version": __version__, **parts})
         for runner in runners:
@@ -139,6 +142,17 @@ def _api(loaded: Loaded, agent: app.Agent) -> "ApiServer | None":
     listen = loaded.settings.grpc.listen
     if not listen:
         return None
-    from agent.api.server import ApiServer  # noqa: PLC0415 - without the API, its 13 MiB are not spent
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or every stranger writes a line into our log
+    from agent.api.diagnostics import Diagnostics  # noqa: PLC0415 - without the API, its 13 MiB are not spent
+    from agent.api.server import ApiServer, diagnostics  # noqa: PLC0415
 
-    return ApiServer(listen, agent.board, app.condition_types(agent.detectors))
+    feed = Feed(agent.board)
+    services = [diagnostics(Diagnostics(agent.board, feed, app.condition_types(agent.detectors)))]
+    return ApiServer(_place(loaded.settings.grpc), agent.board, feed, services)
+
+
+def _place(grpc: GrpcSettings) -> Place:
+    """Return what the API is served on in its own words."""
+    callers = (Caller(each.identity, frozenset(map(Action, each.actions))) for each in grpc.callers)
+    tls = TlsFiles(grpc.tls.cert_file, grpc.tls.key_file, grpc.tls.client_ca_file) if grpc.callers else None
+    return Place(grpc.listen, tls, tuple(callers))

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 
-from agent.cli.arguments import add_endpoint
+from agent.cli.arguments import add_endpoint, client_of
 from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.cli.output import add_format
 from agent.exporters import event_lines
@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print until the reader goes away; 2 if the agent does, or never was there."""
-    from agent.client import Client, ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
+    from agent.client import ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
 
     if sys.stdout is None:
         print("nodediag: standard output is closed", file=sys.stderr)
         return EXIT_UNKNOWN
     lines = event_lines.as_json if arguments.format == "json" else event_lines.as_text
     try:
-        with Client(arguments.endpoint) as client:
+        with client_of(arguments) as client:
             for event in client.watch(arguments.type):
                 for line in lines(event, time.time()):
                     _print(line)

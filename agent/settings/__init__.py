@@ -9,18 +9,19 @@ agent.schema.
 """
 
 from agent.settings.loading import Loaded, SettingsError, load
-from agent.settings.tree import DetectorsSettings, Settings, describe, node_name
-from agent.settings.values import socket_endpoint_problem
+from agent.settings.tree import DetectorsSettings, GrpcSettings, Settings, describe, node_name
+from agent.settings.values import endpoint_problem
 from agent.settings.writing import inline
 
 __all__ = [
     "DetectorsSettings",
+    "GrpcSettings",
     "Loaded",
     "Settings",
     "SettingsError",
     "describe",
+    "endpoint_problem",
     "inline",
     "load",
     "node_name",
-    "socket_endpoint_problem",
 ]

@@ -1,12 +1,17 @@
-"""Settings that are fine each for itself, but together would make a detector blind in silence."""
+"""Settings that are fine each for itself, but together would do something else in silence than was meant."""
 
 from collections.abc import Iterator
 
-from agent.settings.tree import Settings
+from agent.settings.tree import GrpcSettings, Settings
 
 
 def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield (dotted path, what is wrong and what would be right)."""
+    yield from _blind_detectors(settings)
+    yield from _ways_in(settings.grpc)
+
+
+def _blind_detectors(settings: Settings) -> Iterator[tuple[str, str]]:
     detectors = settings.detectors
     shim, dns = detectors.containerd_shim, detectors.conntrack_dns
     kubelet, runtime = detectors.kubelet_healthz, detectors.container_runtime
@@ -26,3 +31,31 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if dns.min_lost_pairs > dns.repeat_pairs + 1:
         must = f"must be at most repeat_pairs + 1 ({dns.repeat_pairs + 1}), or a race can never show"
         yield "detectors.conntrack_dns.min_lost_pairs", f"{must}; it is {dns.min_lost_pairs}"
+
+
+def _ways_in(grpc: GrpcSettings) -> Iterator[tuple[str, str]]:
+    """Over TCP nobody comes in without certificates and a list of callers; on a Unix socket neither would count."""
+    files = [(name, getattr(grpc.tls, name)) for name in ("cert_file", "key_file", "client_ca_file")]
+    if not grpc.listen or grpc.listen.startswith("unix:"):
+        where = "on a Unix socket (grpc.listen)" if grpc.listen else "where no API is served (grpc.listen)"
+        given = [f"tls.{name}" for name, value in files if value] + (["callers"] if grpc.callers else [])
+        for path in given:
+            yield f"grpc.{path}", f"has no effect {where}: leave it out, or set grpc.listen to host:port"
+        return
+    for name, value in files:
+        if not value:
+            yield f"grpc.tls.{name}", f"must be set to serve gRPC over TCP (grpc.listen is {grpc.listen})"
+    if not grpc.callers:
+        yield "grpc.callers", "must name at least one caller to serve gRPC over TCP, or nobody could call"
+    yield from _callers(grpc)
+
+
+def _callers(grpc: GrpcSettings) -> Iterator[tuple[str, str]]:
+    first: dict[str, int] = {}
+    for index, caller in enumerate(grpc.callers):
+        path = f"grpc.callers[{index}].identity"
+        if not caller.identity:
+            yield path, "must be set: a SPIFFE ID or DNS name in the caller's certificate"
+        elif caller.identity in first:
+            yield path, f"is that of grpc.callers[{first[caller.identity]}] too; name each caller once"
+        first.setdefault(caller.identity, index)

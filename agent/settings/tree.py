@@ -15,7 +15,10 @@ from agent.host.dns import name_problem, servers_problem
 from agent.host.kubelet import url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
+    actions_problem,
+    file_problem,
     grpc_listen_problem,
+    identity_problem,
     listen_problem,
     namespaces_problem,
     node_name_problem,
@@ -50,36 +53,39 @@ class HttpSettings:
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """Certificates of the gRPC API."""
+    """Certificates of the gRPC API over TCP, PEM; taken up within a second when they change on disk."""
 
-    cert_file: str = setting("", "our certificate", check=unbuilt("gRPC over TCP", ""))
-    key_file: str = setting("", "its private key", check=unbuilt("gRPC over TCP", ""))
-    client_ca_file: str = setting("", "who signs the callers' certificates", check=unbuilt("gRPC over TCP", ""))
+    cert_file: str = setting("", "our certificate, and those between it and its authority", check=file_problem)
+    key_file: str = setting("", "its private key, not encrypted", check=file_problem)
+    client_ca_file: str = setting("", "the authorities that sign the callers' certificates", check=file_problem)
 
 
 @dataclass(frozen=True, slots=True)
 class CallerSettings:
-    """One caller of the gRPC API."""
+    """One caller of the gRPC API over TCP."""
 
-    identity: str = setting("", "SPIFFE ID or DNS name in the caller's certificate")
-    actions: tuple[str, ...] = setting((), "the actions this caller may ask for")
+    identity: str = setting(
+        "", "SPIFFE ID or DNS name in the caller's certificate, compared as a whole", check=identity_problem
+    )
+    actions: tuple[str, ...] = setting(
+        (), "the actions this caller may ask for; none: it may read, and mend nothing", check=actions_problem
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcSettings:
-    """The API for controllers; over TCP not in this version."""
+    """The API for controllers."""
 
     listen: str = setting(
         GRPC_SOCKET,
-        "unix:PATH; empty: no API is served. If set here, it must be possible to serve there; where it is only "
-        "the default, the agent does without if it may not write there",
+        "unix:PATH, for root and the agent's own user; or host:port, for the callers below; empty: no API is served. "
+        "If set here, it must be possible to serve there; where it is only the default, the agent does without if it "
+        "may not write there",
         check=grpc_listen_problem,
         presence=True,
     )
-    tls: TlsSettings = table(TlsSettings, "for host:port; not in this version")
-    callers: tuple[CallerSettings, ...] = setting(
-        (), "who may call over TCP, and for which actions; not in this version", check=unbuilt("gRPC over TCP", ())
-    )
+    tls: TlsSettings = table(TlsSettings, "certificates on both sides, for host:port")
+    callers: tuple[CallerSettings, ...] = setting((), "who may call over TCP, and for which actions")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,21 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from agent.model import Action
+
 MAX_NODE_NAME = 253
 """Characters of a Kubernetes name (RFC 1123 subdomain)."""
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path: sun_path of unix(7) without its closing zero."""
 CONTAINERD_NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 """containerd's pkg/identifiers; what else could lead out of the folder of the bundles."""
+
+SPIFFE = "spiffe://"
+MAX_SPIFFE_ID = 2048
+SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/(?!\.{1,2}(/|$))[A-Za-z0-9._-]+)+")
+"""The SPIFFE standard, section 2: a trust domain, and a path of segments that are neither empty nor dots."""
+DNS_NAME = re.compile(r"([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+"""Labels of RFC 1035; the last begins with a letter, or it might be an address."""
 
 
 def node_name_problem(name: str) -> str | None:
@@ -49,11 +58,46 @@ def socket_endpoint_problem(endpoint: str) -> str | None:
     return socket_problem(path)
 
 
+def endpoint_problem(endpoint: str) -> str | None:
+    """A place the API is served on: unix: and a path, or host:port."""
+    if not endpoint or endpoint.startswith(("unix:", "/")) or listen_problem(endpoint):
+        problem = socket_endpoint_problem(endpoint)
+        return f"{problem}; or host:port, such as 10.0.0.7:9798" if problem and "bytes" not in problem else problem
+    return None
+
+
 def grpc_listen_problem(listen: str) -> str | None:
-    """A Unix socket, or nothing."""
-    if listen and not listen.startswith("unix:") and listen_problem(listen) is None:
-        return "this version serves the gRPC API on a Unix socket only, not over TCP: must be unix:PATH"
-    return socket_endpoint_problem(listen) if listen else None
+    """A Unix socket, host:port, or nothing."""
+    return endpoint_problem(listen) if listen else None
+
+
+def file_problem(path: str) -> str | None:
+    """The absolute path of a file, or nothing."""
+    return None if not path or (path.startswith("/") and path.isprintable()) else "must be the absolute path of a file"
+
+
+def identity_problem(identity: str) -> str | None:
+    """A SPIFFE ID or a DNS name, as it stands in a certificate; compared as a whole, so wildcards would be no use."""
+    if identity.startswith(SPIFFE):
+        good = len(identity) <= MAX_SPIFFE_ID and SPIFFE_ID.fullmatch(identity) is not None
+    else:
+        good = len(identity) <= MAX_NODE_NAME and DNS_NAME.fullmatch(identity) is not None
+    if good:
+        return None
+    if "*" in identity:
+        return "must be one identity: wildcards are not matched, so name each caller"
+    return (
+        "must be a SPIFFE ID, such as spiffe://example.org/ns/ops/sa/controller, or a DNS name, such as "
+        "controller.ops.svc, exactly as it stands in the caller's certificate"
+    )
+
+
+def actions_problem(actions: tuple[str, ...]) -> str | None:
+    """Names of actions, each once."""
+    known = [action.value for action in Action if action is not Action.NONE]
+    if all(name in known for name in actions) and len(set(actions)) == len(actions):
+        return None
+    return f"must be names of actions, each once; there are: {', '.join(known)}"
 
 
 def namespaces_problem(names: tuple[str, ...]) -> str | None:

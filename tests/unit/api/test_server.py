@@ -21,7 +21,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 from agent.api import server as server_module
-from agent.api.endpoint import EndpointError, EndpointInUseError, address_of
+from agent.api.diagnostics import Diagnostics
+from agent.api.endpoint import EndpointError, EndpointInUseError, Place, address_of
+from agent.api.limits import MAX_CALLS, MAX_RECEIVED_BYTES
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
 from agent.api.server import ApiServer
@@ -38,7 +40,7 @@ from agent.model import (
     Status,
 )
 from agent.pipeline.board import Board, Entry
-from agent.pipeline.feed import MAX_WATCHERS
+from agent.pipeline.feed import MAX_WATCHERS, Feed
 from tests.lab.waiting import wait_until
 from tests.unit.builders import RealClock
 from tests.unit.doubles import DIRTY, SICK, finding
@@ -54,8 +56,8 @@ class Served:
     board: Board
     api: ApiServer
 
-    def client(self, **how: float) -> Client:
-        return Client(self.api.listen, **how)
+    def client(self, deadline_seconds: float = 5.0) -> Client:
+        return Client(self.api.listen, deadline_seconds)
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(address_of(self.api.listen))
@@ -75,7 +77,9 @@ def make(path: Path) -> Iterator[Callable[[], Served]]:
 
         def make(listen: str = f"unix:{path}") -> Served:
             board = Board("worker-3", RealClock())
-            served = Served(board, ApiServer(listen, board, (SICK, DIRTY)))
+            feed = Feed(board)
+            services = [server_module.diagnostics(Diagnostics(board, feed, (SICK, DIRTY)))]
+            served = Served(board, ApiServer(Place(listen), board, feed, services))
             stack.callback(served.api.stop)
             return served
 
@@ -322,6 +326,8 @@ def test_reflection_tells_a_stranger_what_there_is(served: Served) -> None:
     assert [(method.name, method.server_streaming) for method in service.method] == [
         ("GetNodeReport", False),
         ("WatchConditions", True),
+        ("ListEvidence", False),
+        ("FetchEvidence", True),
     ]
 
 
@@ -332,7 +338,7 @@ def test_a_message_that_is_too_large_is_refused(served: Served) -> None:
     with served.channel() as channel, pytest.raises(grpc.RpcError) as caught:
         next(
             pb_grpc.DiagnosticsServiceStub(channel).WatchConditions(
-                pb.WatchConditionsRequest(types=["x" * server_module.MAX_RECEIVED_BYTES])
+                pb.WatchConditionsRequest(types=["x" * MAX_RECEIVED_BYTES])
             )
         )
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -368,7 +374,7 @@ def test_streams_nobody_ends_leave_room_for_nobody_but_harm_nothing(served: Serv
         channel = stack.enter_context(served.channel())
         stack.callback(release.set)
         talk: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
-        streams = [talk(wait()) for _ in range(server_module.MAX_CALLS + 8)]
+        streams = [talk(wait()) for _ in range(MAX_CALLS + 8)]
         client = stack.enter_context(served.client(deadline_seconds=2))
 
         def refused() -> bool:
