@@ -17,6 +17,8 @@ from tests.unit.cli.processes import OTHERS, closed_port
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 20
+BUF_SECONDS = 60
+"""buf may have to be fetched first."""
 PROTOS = sorted((ROOT / "proto" / "nodediag" / "v1").glob("*_service.proto"))
 DIAGNOSTICS = "nodediag.v1.DiagnosticsService"
 REMEDIATION = "nodediag.v1.RemediationService"
@@ -126,6 +128,23 @@ def test_the_actions_are_asked_for_and_read(stranger: Stranger) -> None:
     assert {each["action"] for each in told["actions"]} <= {each.value for each in Action} - {Action.NONE}
     assert "KillShim" in {each["action"] for each in told["actions"]}
     assert not told.get("enabled", False)  # as nobody has switched it on
+
+
+def test_a_tool_made_by_others_asks_by_reflection(stranger: Stranger) -> None:
+    socket = stranger.endpoint.removeprefix("unix:")
+    curl = [
+        str(ROOT / "tools" / "buf"),
+        "curl",
+        "--protocol",
+        "grpc",
+        "--http2-prior-knowledge",
+        "--unix-socket",
+        socket,
+    ]
+    words = ["--data", "{}", f"http://localhost/{DIAGNOSTICS}/GetNodeReport"]
+    done = subprocess.run([*curl, *words], capture_output=True, text=True, timeout=BUF_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"]["nodeName"] == "lab"
 
 
 def test_what_there_is_not_is_told_plainly(stranger: Stranger) -> None:
