@@ -1,4 +1,4 @@
-"""`make lint` refuses changes of the protos that would break clients of the API as released."""
+"""`make lint` refuses changes of the protos that nobody has described, or that break clients of the API as released."""
 
 import os
 import shutil
@@ -70,6 +70,13 @@ def test_what_is_added_is_welcome(protos: Path) -> None:
     done = linted(protos)
     assert done.returncode == 0, done.stderr
     assert "compatible with what is released" in done.stdout
+
+
+def test_a_field_nobody_has_described_is_refused(protos: Path) -> None:
+    changed(protos, REPORT, UID, UID.splitlines(keepends=True)[1])
+    done = linted(protos)
+    assert done.returncode != 0
+    assert 'Field "uid" should have a non-empty comment' in done.stdout
 
 
 def test_what_is_recorded_as_released_is_what_counts_from_then_on(protos: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from agent.model import Action
 from tests.e2e.agent_process import AgentProcess
-from tests.lab.waiting import wait_until
-from tests.unit.cli.processes import closed_port
+from tests.unit.cli.processes import OTHERS, closed_port
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 20
+BUF_SECONDS = 60
+"""buf may have to be fetched first."""
 PROTOS = sorted((ROOT / "proto" / "nodediag" / "v1").glob("*_service.proto"))
 DIAGNOSTICS = "nodediag.v1.DiagnosticsService"
 REMEDIATION = "nodediag.v1.RemediationService"
@@ -44,15 +45,13 @@ class Stranger:
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
     """Somebody who asks an agent whose kubelet refuses every connection."""
     with closed_port() as port:
+        folder = tmp_path_factory.mktemp("agent")
         settings: dict[str, Any] = {
+            "host": {"state_dir": str(folder / "state")},
             "kubelet": {"healthz_url": f"http://127.0.0.1:{port}/healthz"},
-            "detectors": {
-                name: {"enabled": False}
-                for name in ("containerd_shim", "defunct_processes", "conntrack_dns", "container_runtime")
-            },
+            "detectors": {name: {"enabled": False} for name in OTHERS} | {"kubelet_healthz": {"failure_threshold": 1}},
         }
-        with AgentProcess(tmp_path_factory.mktemp("agent"), settings) as agent:
-            wait_until(lambda: agent.statuses() == {KUBELET: "True"}, SECONDS, "the refused connection is confirmed")
+        with AgentProcess(folder, settings) as agent:
             yield Stranger(agent.endpoint)
 
 
@@ -129,6 +128,23 @@ def test_the_actions_are_asked_for_and_read(stranger: Stranger) -> None:
     assert {each["action"] for each in told["actions"]} <= {each.value for each in Action} - {Action.NONE}
     assert "KillShim" in {each["action"] for each in told["actions"]}
     assert not told.get("enabled", False)  # as nobody has switched it on
+
+
+def test_a_tool_made_by_others_asks_by_reflection(stranger: Stranger) -> None:
+    socket = stranger.endpoint.removeprefix("unix:")
+    curl = [
+        str(ROOT / "tools" / "buf"),
+        "curl",
+        "--protocol",
+        "grpc",
+        "--http2-prior-knowledge",
+        "--unix-socket",
+        socket,
+    ]
+    words = ["--data", "{}", f"http://localhost/{DIAGNOSTICS}/GetNodeReport"]
+    done = subprocess.run([*curl, *words], capture_output=True, text=True, timeout=BUF_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"]["nodeName"] == "lab"
 
 
 def test_what_there_is_not_is_told_plainly(stranger: Stranger) -> None:

@@ -2,12 +2,13 @@
 //
 //   node client.mjs --endpoint HOST:PORT --cert FILE --key FILE --ca FILE [--request JSON]
 //
+// It needs `npm ci` and what buf makes of the protos, in gen/; tests/e2e/test_node_client.py shows how.
 // Without --cert and --key it shows no certificate. --request is a RemediateRequest in its JSON form. It exits 0 if
 // the agent answered, whether it granted or refused what was asked, and 1 if no conversation came about.
 
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { toJson } from "@bufbuild/protobuf";
+import { fromJsonString, toJson } from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { DiagnosticsService, WatchConditionsResponseSchema } from "./gen/nodediag/v1/diagnostics_service_pb.js";
@@ -19,7 +20,6 @@ import {
   RemediationService,
 } from "./gen/nodediag/v1/remediation_service_pb.js";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "./gen/google/rpc/error_details_pb.js";
-import { fromJsonString } from "@bufbuild/protobuf";
 
 const DEADLINE_MS = 5000;
 
