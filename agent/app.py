@@ -145,6 +145,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             kubelet_dir=KUBELET_DIR,
             kubelet_process=senses.only("kubelet"),
             process_age=senses.procfs.age_seconds,
+            boot_id=senses.procfs.boot_id,
             network_problem=senses.network_problem,
         ),
         "container_runtime": lambda: ContainerRuntimeDetector(
@@ -155,5 +156,6 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             state_dir=state_dir,
             containerd_process=senses.only("containerd"),
             process_age=senses.procfs.age_seconds,
+            boot_id=senses.procfs.boot_id,
         ),
     }

@@ -79,13 +79,14 @@ class Observation:
     attempts: Attempts
     lifetime: Lifetime
     refused_seconds: float
+    boot_id: str = ""
 
 
 class ContainerRuntimeDetector:
     """Asks containerd over its socket.
 
     `explicit`: the address was set by a person, so a containerd is expected there. `containerd_process`
-    finds its process, `process_age` gives its age in seconds or None once it is gone.
+    finds its process, `process_age` gives its age in seconds or None once it is gone, `boot_id` this boot's UUID.
     """
 
     name: ClassVar[str] = "container_runtime"
@@ -107,6 +108,7 @@ class ContainerRuntimeDetector:
         state_dir: Path,
         containerd_process: Callable[[], ProcessId | None],
         process_age: Callable[[ProcessId], float | None],
+        boot_id: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._address = address
@@ -114,6 +116,7 @@ class ContainerRuntimeDetector:
         self._clock = clock
         self._tasks = state_dir / TASKS
         self._service = ServiceProcess(containerd_process, process_age, clock)
+        self._boot_id = boot_id
         self._refusals = Refusals(clock)
 
     def probe(self) -> Observation:
@@ -126,9 +129,8 @@ class ContainerRuntimeDetector:
         if first.ending is Ending.ERROR:
             raise CannotSeeError(f"{self._address} cannot be asked: {first.detail}; this takes root's rights")
         failed = first.ending is not Ending.ANSWERED
-        return Observation(
-            self._address, attempts, self._service.look(urgent=failed), self._refusals.seconds(first.ending)
-        )
+        life, refused_seconds = self._service.look(urgent=failed), self._refusals.seconds(first.ending)
+        return Observation(self._address, attempts, life, refused_seconds, self._boot_id())
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -187,6 +189,7 @@ def _suspect(seen: Observation, reason: str, message: str, sightings: int) -> Ch
             TargetKind.CONTAINERD,
             pid=process.pid if process else None,
             start_time=process.start_time if process else None,
+            boot_id=seen.boot_id,
             address=seen.address,
         ),
         values=_values(seen),

@@ -96,13 +96,15 @@ class Observation:
     lifetime: Lifetime
     refused_seconds: float
     answered_before: bool = False
+    boot_id: str = ""
 
 
 class KubeletHealthzDetector:
     """Asks the kubelet's healthz.
 
     `explicit`: the URL was set by a person, so something is expected to answer there. `kubelet_process`
-    finds the kubelet's process, `process_age` gives its age in seconds or None once it is gone.
+    finds the kubelet's process, `process_age` gives its age in seconds or None once it is gone, `boot_id` this
+    boot's UUID.
     `network_problem` tells why our network namespace is not the node's, or None.
     """
 
@@ -146,6 +148,7 @@ class KubeletHealthzDetector:
         kubelet_dir: Path,
         kubelet_process: Callable[[], ProcessId | None],
         process_age: Callable[[ProcessId], float | None],
+        boot_id: Callable[[], str],
         network_problem: Callable[[], str | None] = lambda: None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
@@ -155,6 +158,7 @@ class KubeletHealthzDetector:
         self._clock = clock
         self._kubelet_dir = kubelet_dir
         self._service = ServiceProcess(kubelet_process, process_age, clock)
+        self._boot_id = boot_id
         self._network_problem = network_problem
         self._environ = environ
         self._refusals = Refusals(clock)
@@ -174,7 +178,8 @@ class KubeletHealthzDetector:
             raise CannotSeeError(f"{self._url} cannot be asked from here: {problem}")
         self._answered = self._answered or any(attempt.answer is not None for attempt in attempts)
         life = self._service.look(urgent=failed)
-        return Observation(self._url, attempts, life, self._refusals.seconds(attempts[0].ending), self._answered)
+        refused_seconds = self._refusals.seconds(attempts[0].ending)
+        return Observation(self._url, attempts, life, refused_seconds, self._answered, self._boot_id())
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -210,6 +215,7 @@ class KubeletHealthzDetector:
                 TargetKind.KUBELET,
                 pid=process.pid if process else None,
                 start_time=process.start_time if process else None,
+                boot_id=seen.boot_id,
                 address=seen.url,
             ),
             values=_values(seen),

@@ -35,6 +35,7 @@ from agent.schema import rule_of
 ADDRESS = "/run/containerd/containerd.sock"
 CONTAINERD = ProcessId(701, 3000)
 OLD = Lifetime(CONTAINERD, 3600.0)
+BOOT = "7c5d0e0e-0a4c-4f0e-9c55-6f4c3c1c9d11"
 SETTINGS = ContainerRuntimeSettings()
 QUICK = ContainerRuntimeSettings(deadline_seconds=0.1)
 
@@ -46,13 +47,14 @@ def detector(address: str = ADDRESS, **more: Any) -> ContainerRuntimeDetector:
         "state_dir": Path("/nonexistent"),
         "containerd_process": lambda: None,
         "process_age": lambda _: None,
+        "boot_id": lambda: BOOT,
         "settings": QUICK,
     }
     return ContainerRuntimeDetector(address=address, **(wiring | more))
 
 
 def check(*attempts: Attempt[RuntimeAnswer], life: Lifetime = OLD, refused_seconds: float = 0.0) -> CheckResult:
-    return detector(settings=SETTINGS).check(Observation(ADDRESS, attempts, life, refused_seconds))
+    return detector(settings=SETTINGS).check(Observation(ADDRESS, attempts, life, refused_seconds, BOOT))
 
 
 def answered(answer: RuntimeAnswer) -> Attempt[RuntimeAnswer]:
@@ -99,7 +101,7 @@ def test_two_unanswered_connections_are_two_sightings() -> None:
     finding = only(check(ended(Ending.TIMEOUT), ended(Ending.TIMEOUT, seconds=4.0)))
     assert (finding.reason, finding.sightings, finding.timed) == (TIMEOUT, 2, True)
     assert finding.recommended_action is Action.RESTART_CONTAINERD
-    assert finding.target == Target(TargetKind.CONTAINERD, pid=701, start_time=3000, address=ADDRESS)
+    assert finding.target == Target(TargetKind.CONTAINERD, pid=701, start_time=3000, boot_id=BOOT, address=ADDRESS)
     assert "within 5 s, nor on a second connection" in finding.message
     assert "ContainerdShimHung" in finding.message, "a restart is not always safe"
     assert "running containers go on" in finding.message
@@ -168,6 +170,7 @@ def test_a_missing_socket_is_refused_if_containerd_is_expected(tmp_path: Path) -
     (tmp_path / TASKS / "k8s.io" / "abc").mkdir(parents=True)
     watch = detector(str(tmp_path / "c.sock"), state_dir=tmp_path)
     finding = only(watch.check(watch.probe()))
+    assert finding.target.boot_id == BOOT
     assert finding.reason == REFUSED
     assert "ENOENT: no such file or directory" in finding.message
 

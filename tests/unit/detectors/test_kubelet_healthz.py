@@ -39,6 +39,7 @@ from agent.schema import rule_of
 URL = "http://127.0.0.1:10248/healthz"
 KUBELET = ProcessId(812, 4000)
 OLD = Lifetime(KUBELET, 3600.0)
+BOOT = "7c5d0e0e-0a4c-4f0e-9c55-6f4c3c1c9d11"
 SETTINGS = KubeletHealthzSettings()
 
 
@@ -49,6 +50,7 @@ def detector(url: str = URL, **more: Any) -> KubeletHealthzDetector:
         "kubelet_dir": Path("/nonexistent"),
         "kubelet_process": lambda: None,
         "process_age": lambda _: None,
+        "boot_id": lambda: BOOT,
         "environ": {},
         "settings": SETTINGS,
     }
@@ -78,7 +80,7 @@ def odd(ending: Ending, answer: HttpAnswer | None = None, detail: str = "") -> A
 def check(
     *attempts: Attempt[HttpAnswer], life: Lifetime = OLD, refused_seconds: float = 0.0, answered_before: bool = False
 ) -> CheckResult:
-    return detector().check(Observation(URL, attempts, life, refused_seconds, answered_before))
+    return detector().check(Observation(URL, attempts, life, refused_seconds, answered_before, BOOT))
 
 
 def only(result: CheckResult) -> Finding:
@@ -125,7 +127,7 @@ def test_two_unanswered_connections_are_two_sightings() -> None:
     finding = only(result)
     assert (finding.reason, finding.sightings, finding.timed) == (TIMEOUT, 2, True)
     assert finding.recommended_action is Action.RESTART_KUBELET
-    assert finding.target == Target(TargetKind.KUBELET, pid=812, start_time=4000, address=URL)
+    assert finding.target == Target(TargetKind.KUBELET, pid=812, start_time=4000, boot_id=BOOT, address=URL)
     assert finding.values["phase"] == "first_byte"
     assert finding.values["total_seconds"] == 10.0
     assert "did not answer http://127.0.0.1:10248/healthz within 10 s, nor on a second connection" in finding.message
@@ -154,7 +156,7 @@ def test_the_phase_is_told(phase: Phase, text: str) -> None:
 def test_without_a_process_no_restart_is_recommended() -> None:
     finding = only(check(unanswered(), unanswered(started=1), life=Lifetime()))
     assert finding.recommended_action is Action.NONE
-    assert finding.target == Target(TargetKind.KUBELET, address=URL)
+    assert finding.target == Target(TargetKind.KUBELET, boot_id=BOOT, address=URL)
 
 
 # --- slow
@@ -367,7 +369,8 @@ def test_probe_and_check_on_a_real_socket() -> None:
             process_age=lambda _: 5.0,
         )
         assert not watch.check(watch.probe()).findings
-        assert watch.probe().lifetime == Lifetime(KUBELET, 5.0)
+        seen = watch.probe()
+        assert (seen.lifetime, seen.boot_id) == (Lifetime(KUBELET, 5.0), BOOT)
         assert only(watch.check(watch.probe())).reason == SLOW
 
 
