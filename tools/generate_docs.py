@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 
+from agent.act_flow import REMEDY_CLASSES
 from agent.acts import REFUSAL_CODES, REFUSALS, RefusalReason
-from agent.app import DETECTOR_CLASSES, REMEDY_CLASSES
+from agent.app import DETECTOR_CLASSES
 from agent.cli.config import as_yaml
 from agent.exporters.metrics import OWN, PREFIX
 from agent.model import Action

@@ -41,6 +41,7 @@ from agent.model import (
 )
 from agent.pipeline.board import Board, Entry
 from agent.pipeline.feed import MAX_WATCHERS, Feed
+from agent.remediation.evidence import EvidenceStore
 from tests.lab.waiting import wait_until
 from tests.unit.builders import RealClock
 from tests.unit.doubles import DIRTY, SICK, finding
@@ -78,7 +79,8 @@ def make(path: Path) -> Iterator[Callable[[], Served]]:
         def make(listen: str = f"unix:{path}") -> Served:
             board = Board("worker-3", RealClock())
             feed = Feed(board)
-            services = [server_module.diagnostics(Diagnostics(board, feed, (SICK, DIRTY)))]
+            evidence = EvidenceStore(path.parent / "evidence", time.time)
+            services = [server_module.diagnostics(Diagnostics(board, feed, (SICK, DIRTY), evidence))]
             served = Served(board, ApiServer(Place(listen), board, feed, services))
             stack.callback(served.api.stop)
             return served
