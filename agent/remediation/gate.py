@@ -161,24 +161,33 @@ def _target_kind(request: Request, standing: Standing) -> Refusal | None:
 
 
 def _target_exact(request: Request, _: Standing) -> Refusal | None:
-    missing = ", ".join(_missing(request.target))
+    missing = ", ".join(_missing(request))
     if not missing:
         return None
     text = f"the target is not exact, it lacks: {missing}. Send it as the latest report names it"
     return Refusal(RefusalReason.INEXACT_TARGET, text)
 
 
-def _missing(target: Target) -> Iterator[str]:
+def _missing(request: Request) -> Iterator[str]:
+    target = request.target
     match target.kind:
         case TargetKind.CONNTRACK:
             return
+        case TargetKind.SHIM if _names_a_dead_shim(request):
+            needed: Mapping[str, Any] = {"container_id": target.container_id or None, "boot_id": target.boot_id or None}
         case TargetKind.DNS_SERVER:
-            needed: Mapping[str, Any] = {"address": target.address or None}
+            needed = {"address": target.address or None}
         case _ if target.kind in _NODE_COMMS or target.kind in _IN_CONTAINERS:
             needed = {"pid": target.pid, "start_time": target.start_time, "boot_id": target.boot_id or None}
         case _:
             needed = {f"anything narrower than a {target.kind}": None}
     yield from (name for name, value in needed.items() if value is None)
+
+
+def _names_a_dead_shim(request: Request) -> bool:
+    """Whether it is the bundle of a shim that is gone: no process to be exact about; containerd is what is restarted."""
+    target = request.target
+    return request.action is Action.RESTART_CONTAINERD and target.kind is TargetKind.SHIM and target.pid is None
 
 
 def _fencing_token(request: Request, standing: Standing) -> Refusal | None:
@@ -293,6 +302,8 @@ def _protected(pid: int, standing: Standing) -> Refusal:
 
 def _of_its_kind(request: Request, standing: Standing) -> Refusal | None:
     kind, process = request.target.kind, standing.process
+    if _names_a_dead_shim(request):
+        return None
     if kind in _NODE_COMMS:
         return _of_the_node(kind, process)
     if kind in _IN_CONTAINERS:

@@ -18,6 +18,13 @@ from tests.lab.waiting import wait_until
 
 FOUND_SECONDS = 20.0
 CLI_SECONDS = 60.0
+QUICK = {
+    "containerd_shim": {"period_seconds": 1, "ping_seconds": 1, "hung_seconds": 2, "leak_seconds": 2},
+    "defunct_processes": {"period_seconds": 1, "lasting_seconds": 1},
+    "kubelet_healthz": {"period_seconds": 1, "deadline_seconds": 3, "hedge_seconds": 0.5, "slow_seconds": 1},
+    "container_runtime": {"period_seconds": 1, "deadline_seconds": 2, "hedge_seconds": 0.5},
+}
+"""How soon a fault is named is proven elsewhere, at default settings."""
 
 
 def mending(state_dir: Path, **actions: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +32,7 @@ def mending(state_dir: Path, **actions: dict[str, Any]) -> dict[str, Any]:
     free = {"cooldown_seconds": 0, "max_per_hour": 1000}
     each = {action.value: {**free, **actions.get(action.value, {})} for action in Action if action is not Action.NONE}
     remediation = {"enabled": True, "dry_run": False, "max_per_hour": 1000, "actions": each}
-    return {"remediation": remediation, "host": {"state_dir": str(state_dir)}}
+    return {"remediation": remediation, "host": {"state_dir": str(state_dir)}, "detectors": QUICK}
 
 
 def found(agent: AgentProcess, fits: Callable[[Finding], bool], what: str) -> Finding:

@@ -245,34 +245,40 @@ def test_fifty_times_the_same_request_from_ten_clients_acts_once(node: Mender) -
     wait_until(node.agent.all_well, 20, "the node is well again")
 
 
-@pytest.mark.parametrize("step", list(Step))
 def test_an_agent_killed_at_any_step_leaves_it_interrupted_and_nothing_acts_twice(
-    node: Mender, tmp_path: Path, step: Step
+    node: Mender, tmp_path: Path
 ) -> None:
+    """One agent and one victim a step, all at once."""
+    with untouched(node.neighbours), ThreadPoolExecutor(len(Step)) as pool:
+        for done in [pool.submit(_killed_at, node, tmp_path / step.name.lower(), step) for step in Step]:
+            done.result()
+    wait_until(node.agent.all_well, 20, "the node is well again")
+
+
+def _killed_at(node: Mender, folder: Path, step: Step) -> None:
     victim = node.victim(f"crash-{step.name.lower().replace('_', '-')}")
     request_id = str(uuid.uuid4())
-    settings = node.settings(**mending(tmp_path / "state"))
+    settings = node.settings(**mending(folder / "state"))
 
     def start_crashing(argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":
         crashing = [sys.executable, "-m", "tests.e2e.crashing_agent", step.value, *argv[argv.index("run") :]]
         return subprocess.Popen(crashing, **options)
 
-    with shim_faults.stopped_shim(victim), untouched(node.neighbours):
-        with AgentProcess(tmp_path, settings, start=start_crashing) as agent:
+    with shim_faults.stopped_shim(victim):
+        with AgentProcess(folder, settings, start=start_crashing) as agent:
             target = found(agent, about(victim), "the hung shim is named").target
             with Client(agent.endpoint) as client, pytest.raises(ClientError):
                 client.remediate(Action.KILL_SHIM, target, request_id=request_id)
             assert agent.process.wait(10) == -signal.SIGKILL
         acted = step in {Step.ACTED, Step.VERIFIED}
-        assert has_ended(victim.shim) is acted
-        with AgentProcess(tmp_path, settings) as agent, Client(agent.endpoint) as client:
+        assert has_ended(victim.shim) is acted, step
+        with AgentProcess(folder, settings) as agent, Client(agent.endpoint) as client:
             again = client.remediate(Action.KILL_SHIM, target, request_id=request_id)
-            assert again.outcome is Outcome.INTERRUPTED
-            assert again.acted is (acted or step is Step.ABOUT_TO_ACT)
+            assert again.outcome is Outcome.INTERRUPTED, step
+            assert again.acted is (acted or step is Step.ABOUT_TO_ACT), step
             assert again == client.get_remediation(request_id)
             assert has_ended(victim.shim) is acted, "the repeat did nothing"
     if has_ended(victim.shim):
         node.containerd.forget(victim)
     else:
         delete_container(node.containerd, victim)
-    wait_until(node.agent.all_well, 20, "the node is well again")
