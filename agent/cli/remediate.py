@@ -181,7 +181,7 @@ def _refused(request: Request, error: "ClientError", form: str, find_out: str) -
         say_json(refused_json(request, error.refusal))
     _remark(refusal_lines(error.refusal))
     if error.refusal.retry_seconds is not None:
-        _remark([f"  It is the same with --request-id {request.request_id}."])
+        _remark([f"  For that, add --request-id {request.request_id}."])
     return EXIT_UNKNOWN
 
 

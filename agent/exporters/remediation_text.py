@@ -147,9 +147,10 @@ def _dryness(request: Request, status: RemediationStatus) -> str:
 def remediation_lines(done: Remediation) -> Iterator[str]:
     """Tell what came of a request, in full."""
     asked = done.request
-    yield from wrapped(f"{done.outcome}: {_safe(done.message) or _OUTCOMES[done.outcome]}", "")
     if done.refusal is not None:
         yield from refusal_lines(done.refusal)
+    else:
+        yield from wrapped(f"{done.outcome}: {_safe(done.message) or 'no more is known'}", "")
     yield from wrapped(_meaning(done), "  ")
     rows = (
         ("request id", _safe(asked.request_id)),

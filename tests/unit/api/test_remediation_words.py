@@ -142,3 +142,9 @@ def test_bytes_that_are_no_text_leave_escaped() -> None:
     sent = words.write_remediation(done)
     told = [sent.message, sent.caller, sent.reason, sent.target.container_id, sent.refusal.message]
     assert told == [encodable(odd)] * 5 == ["x\\xff"] * 5
+
+
+def test_what_is_under_way_has_no_end() -> None:
+    asked = acts.Request("id", Action.KILL_SHIM, Target(TargetKind.SHIM), "uid:0")
+    assert not words.write_remediation(acts.Remediation(asked, Outcome.RUNNING, "", 1.0)).HasField("finished_at")
+    assert words.write_remediation(acts.Remediation(asked, Outcome.FAILED, "", 1.0, 2.0)).HasField("finished_at")
