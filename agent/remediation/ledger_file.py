@@ -2,7 +2,7 @@
 
 A new file is made under another name and renamed once its tables stand, so an empty or half-made one is never taken for
 fresh. What is damaged is never deleted or overwritten. Whoever moves it away or repairs it need not restart the agent:
-before each use it is looked at whether the file that lies there is still the one that is open.
+before each use it is looked at whether the file that lies there is the one that was left, and unchanged since.
 """
 
 import errno
@@ -65,7 +65,7 @@ class LedgerFile:
         self._folder = folder
         self._path = folder / FILE
         self._db: sqlite3.Connection | None = None
-        self._opened: tuple[int, int] | None = None
+        self._left: tuple[int, ...] | None = None
         self._hold: int | None = None
         self._closed = False
 
@@ -77,6 +77,7 @@ class LedgerFile:
         """
         try:
             yield self._connected()
+            self._left = self._looks()
         except LedgerError:
             self._undo()
             raise
@@ -102,15 +103,14 @@ class LedgerFile:
     def _connected(self) -> sqlite3.Connection:
         if self._closed:
             raise LedgerError(f"{self._path} is closed: the agent is stopping")
-        if self._db is not None and self._opened == self._identity():
+        if self._db is not None and self._left is not None and self._left == self._looks():
             return self._db
         self._drop()
         try:
             self._hold = self._held_folder()
-            if self._identity() is None:
+            if self._looks() is None:
                 self._create(self._hold)
             self._check_looks()
-            self._opened = self._identity()
             self._db = self._open(self._path)
             self._check_content(self._db)
         except BaseException:
@@ -118,13 +118,13 @@ class LedgerFile:
             raise
         return self._db
 
-    def _identity(self) -> tuple[int, int] | None:
-        """Which file lies there now. Never opened for that: closing it again would drop sqlite's locks on it."""
+    def _looks(self) -> tuple[int, ...] | None:
+        """Which file lies there now, and how it looks. Not opened for that: closing it would drop sqlite's locks."""
         try:
             seen = self._path.lstat()
         except FileNotFoundError:
             return None
-        return (seen.st_dev, seen.st_ino)
+        return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
     def _held_folder(self) -> int:
         """Make the folder if it is missing, and lock it against a second agent for as long as the file is open."""
@@ -205,7 +205,7 @@ class LedgerFile:
 
     def _drop(self) -> None:
         db, hold = self._db, self._hold
-        self._db = self._hold = self._opened = None
+        self._db = self._hold = self._left = None
         if db is not None:
             with suppress(sqlite3.Error):
                 db.close()

@@ -5,6 +5,7 @@ Texts are cut before entries are left out, and the longest texts first: many sho
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
@@ -24,10 +25,15 @@ def dumps_within(limit: int, head: Mapping[str, Any], name: str, content: object
     The head is written as it is. Never raises for what the content holds.
     """
     for entries in _ENTRY_LIMITS:
+        longest = sys.maxsize
         for text in _TEXT_LIMITS:
-            data = _dumps({**head, name: _Shortener(text, entries).shorten(content)})
+            if text >= longest:
+                continue  # it would cut nothing
+            shortener = _Shortener(text, entries)
+            data = _dumps({**head, name: shortener.shorten(content)})
             if len(data) <= limit:
                 return data
+            longest = shortener.longest
     return _dumps({**head, name: f"[left out: it does not fit into {limit} bytes, however much is cut]"})
 
 
@@ -48,6 +54,7 @@ class _Shortener:
         self._max_text = max_text
         self._max_entries = max_entries
         self._left = _MAX_ENTRIES
+        self.longest = 0
 
     def shorten(self, value: object, depth: int = 0) -> Any:  # noqa: ANN401 - any value of JSON
         try:
@@ -57,7 +64,9 @@ class _Shortener:
                 return self._sequence(value, depth)
         except Exception as error:  # noqa: BLE001 - one that cannot be walked through must not cost the rest
             return _untold(value, error)
-        return plain(value, self._max_text)
+        shown = plain(value, self._max_text)
+        self.longest = max(self.longest, len(shown) if isinstance(shown, str) else 0)
+        return shown
 
     def _mapping(self, value: Mapping[Any, Any], depth: int) -> Any:  # noqa: ANN401
         if depth >= _MAX_DEPTH:

@@ -1,6 +1,7 @@
 """The gate: every refusal alone, every boundary, the order of all checks, and that no odd value ever opens it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -506,7 +507,7 @@ ALLOWED_AS_WELL: dict[tuple[str, str], Callable[[Any], bool]] = {
     ("standing", "max_per_hour"): lambda value: type(value) is int and value >= 1,
     ("standing", "highest_token"): lambda value: type(value) is int and value <= 5,
     ("standing", "own_pid"): lambda value: type(value) is int,
-    ("standing", "boot_seconds"): lambda value: type(value) in (int, float) and abs(value) < 1e9,
+    ("standing", "boot_seconds"): lambda value: type(value) in (int, float) and math.isfinite(value),
     ("request", "request_id"): lambda value: type(value) is str and value != "",
     ("request", "dry_run"): lambda value: type(value) is bool,
     ("request", "reason"): lambda value: type(value) is str,
@@ -518,7 +519,7 @@ ALLOWED_AS_WELL: dict[tuple[str, str], Callable[[Any], bool]] = {
     ("process", "in_container"): lambda value: value is False,
     ("process", "nested"): lambda value: value is False,
     ("limits", "enabled"): lambda value: value is True,
-    ("limits", "cooldown_seconds"): lambda value: type(value) in (int, float) and abs(value) < 1e9,
+    ("limits", "cooldown_seconds"): lambda value: type(value) in (int, float) and math.isfinite(value),
     ("limits", "max_per_hour"): lambda value: type(value) is int and value >= 1,
 }
 CHANGES: dict[str, tuple[type, Callable[..., Change]]] = {
