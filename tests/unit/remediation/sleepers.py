@@ -13,6 +13,9 @@ from tests.lab import cgroups
 from tests.lab.cgroups import Hierarchy
 
 PROCFS = Procfs("/proc")
+TREES = tuple(tree for tree in cgroups.hierarchies() if tree.version == 2 or "freezer" in tree.controllers)
+"""The hierarchies of this machine that can freeze: v1's, v2's, or both."""
+V1_ALONE = tuple(tree for tree in TREES if tree.version == 1)
 
 
 @dataclass
@@ -29,10 +32,10 @@ class Grove:
         return path
 
     def sleeper(self, path: str, *trees: Hierarchy, argv: tuple[str, ...] = ("sleep", "1000")) -> ProcessId:
-        """Start a process and put it there, in these hierarchies or in both that can freeze."""
+        """Start a process and put it there, in these hierarchies or in all that can freeze."""
         process = subprocess.Popen(argv)
         self.stack.callback(_end, process)
-        for tree in trees or (v1(), v2()):
+        for tree in trees or TREES:
             (tree.at(path) / "cgroup.procs").write_text(str(process.pid))
         seen = PROCFS.process(process.pid)
         assert seen is not None
@@ -54,10 +57,6 @@ def grove() -> Iterator[Grove]:
 
 def v2() -> Hierarchy:
     return cgroups.freezer_hierarchy(2)
-
-
-def v1() -> Hierarchy:
-    return cgroups.freezer_hierarchy(1)
 
 
 def freeze(tree: Hierarchy, path: str) -> Path:

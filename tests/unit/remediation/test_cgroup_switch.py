@@ -64,7 +64,8 @@ def test_no_file_is_made_where_there_is_none(root: Path) -> None:
 def test_a_cgroup_that_went_away_after_it_was_opened_is_told() -> None:
     with grove() as ours:
         path = ours.make("web")
-        with cgroup_switch.opened("/sys", f"unified{path}", "cgroup.freeze") as switch:
+        mount = str(v2().mount).removeprefix("/sys/fs/cgroup").removeprefix("/")
+        with cgroup_switch.opened("/sys", f"{mount}{path}", "cgroup.freeze") as switch:
             v2().at(path).rmdir()
             v2().at(path).mkdir()  # one of the same name is not the same
             with pytest.raises(ActError, match=r"cgroup.freeze of cgroup .*/web was not written: the cgroup is gone"):

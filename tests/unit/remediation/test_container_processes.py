@@ -15,7 +15,7 @@ from tests.lab import cgroups
 from tests.lab.cgroups import Hierarchy
 from tests.lab.waiting import wait_until
 from tests.unit.builders import POD_UID, FakeProc, container_id, kubepods
-from tests.unit.remediation.sleepers import PROCFS, Grove, freeze, grove, v1, v2
+from tests.unit.remediation.sleepers import PROCFS, TREES, V1_ALONE, Grove, freeze, grove, v2
 
 ID, OTHER = container_id(1), container_id(2)
 
@@ -30,12 +30,16 @@ def processes_of(made: Grove) -> ContainerProcesses:
     return ContainerProcesses(PROCFS, Cgroups("/sys"), "/sys", (made.namespace,))
 
 
+def version(tree: Hierarchy) -> str:
+    return f"v{tree.version}"
+
+
 def alive(process: ProcessId) -> bool:
     now = PROCFS.process(process.pid)
     return now is not None and now.id == process and now.state != "Z"
 
 
-@pytest.mark.parametrize("tree", [v1(), v2()], ids=["v1", "v2"])
+@pytest.mark.parametrize("tree", TREES, ids=version)
 def test_all_of_a_container_is_ended_and_nothing_beside_it(ours: Grove, tree: Hierarchy) -> None:
     path, below, beside = ours.make("web"), ours.make("web", "inner"), ours.make("webb")
     inside = [ours.sleeper(path, tree), ours.sleeper(below, tree)]
@@ -54,7 +58,7 @@ def test_on_v2_the_cgroup_is_killed_as_a_whole(ours: Grove, monkeypatch: pytest.
     assert not alive(inside)
 
 
-@pytest.mark.parametrize("tree", [v1(), v2()], ids=["v1", "v2"])
+@pytest.mark.parametrize("tree", TREES, ids=version)
 @pytest.mark.parametrize("frozen_at", [("web",), ("web", "inner")], ids=["itself", "below"])
 def test_a_frozen_container_is_ended_too(ours: Grove, tree: Hierarchy, frozen_at: tuple[str, ...]) -> None:
     path, place = ours.make("web"), ours.make(*frozen_at)
@@ -67,33 +71,27 @@ def test_a_frozen_container_is_ended_too(ours: Grove, tree: Hierarchy, frozen_at
 def test_a_container_that_keeps_forking_is_ended(ours: Grove) -> None:
     path = ours.make("web")
     forking = "trap '' TERM; while :; do sleep 100 & sleep 0.01; done"
-    first = ours.sleeper(path, v1(), argv=("sh", "-c", forking))
+    first = ours.sleeper(path, TREES[0], argv=("sh", "-c", forking))
     wait_until(lambda: len(cgroups.members(path)) > 3, 5, "some children")
     processes_of(ours).end({"web"}, {path}, 10)
     assert not alive(first)
     assert cgroups.members(path) == set()
 
 
-def test_a_cgroup_above_the_container_is_not_thawed_and_who_it_keeps_is_named(ours: Grove) -> None:
+@pytest.mark.parametrize("tree", V1_ALONE, ids=version)
+def test_a_cgroup_above_the_container_is_not_thawed_and_who_it_keeps_is_named(ours: Grove, tree: Hierarchy) -> None:
     path, top = ours.make("web"), f"/{ours.namespace}"
-    inside = ours.sleeper(path, v1())
-    switch = freeze(v1(), top)
+    inside = ours.sleeper(path, tree)
+    switch = freeze(tree, top)
     wait_until(lambda: switch.read_text() == "FROZEN\n", 5, "frozen")
     with pytest.raises(ActError, match=f"process {inside.pid} .sleep.: its cgroup {top} is frozen"):
         processes_of(ours).end({"web"}, {path}, 0.2)
     assert switch.read_text() == "FROZEN\n"
 
 
-def test_who_is_in_two_containers_at_once_is_nobodys_to_kill(ours: Grove) -> None:
-    web, other = ours.make("web"), ours.make("other")
-    process = ours.sleeper(web, v1())
-    (v2().at(other) / "cgroup.procs").write_text(str(process.pid))
-    assert processes_of(ours).find({"web"}) == ()
-
-
 def test_the_list_of_a_cgroup_alone_tells_whether_it_is_occupied(ours: Grove) -> None:
     path, empty = ours.make("web"), ours.make("empty")
-    ours.sleeper(path, v1())
+    ours.sleeper(path, TREES[0])
     assert processes_of(ours).occupied({path})
     assert not processes_of(ours).occupied({empty, f"/{ours.namespace}/gone"})
 
@@ -191,6 +189,14 @@ class TestWhatIsNotSeen:
         for thread in (8, 9):
             (proc.root / f"8/task/{thread}").mkdir(parents=True)
         assert [member.process.pid for member in seen.find({ID})] == [8]
+
+    def test_who_is_in_two_containers_at_once_is_nobodys_to_kill(
+        self, proc: FakeProc, seen: ContainerProcesses
+    ) -> None:
+        proc.add(7, cgroup=kubepods(ID))
+        proc.add(8)
+        proc.write("8/cgroup", f"8:pids:{kubepods(ID)}\n0::{kubepods(OTHER)}\n".encode())
+        assert [member.process.pid for member in seen.find({ID})] == [7]
 
     def test_the_container_of_this_agent_is_never_ended(self, proc: FakeProc, seen: ContainerProcesses) -> None:
         proc.add(os.getpid(), "nodediag", cgroup=kubepods(ID))

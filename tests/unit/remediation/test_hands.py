@@ -68,7 +68,7 @@ def test_what_is_gone_or_defunct_is_refused(sleeper: "subprocess.Popen[bytes]") 
     assert refusal(now) is RefusalReason.TARGET_GONE
 
 
-@pytest.mark.parametrize("pid", [1, 0, -1, os.getpid()])
+@pytest.mark.parametrize("pid", [1, 0, -1, os.getpid()], ids=["init", "none", "all", "ourselves"])
 def test_the_first_process_and_ourselves_are_never_held(pid: int) -> None:
     assert refusal(ProcessId(pid, 1)) is RefusalReason.PROTECTED_PROCESS
 

@@ -28,9 +28,10 @@ from agent.remediation.actions.kill_shim import KillShim
 from agent.remediation.container_processes import ContainerProcesses
 from agent.remediation.hands import Grip
 from agent.remediation.remedy import ActError
+from tests.lab.cgroups import Hierarchy
 from tests.lab.waiting import wait_until
 from tests.unit.builders import RUNNING, STOPPED, WEB, FakeProc, RealClock, ShimServer, StateDir, container_id, kubepods
-from tests.unit.remediation.sleepers import Grove, freeze, grove, v1, v2
+from tests.unit.remediation.sleepers import TREES, V1_ALONE, Grove, freeze, grove
 
 ID, SECOND, OTHER = (container_id(number) for number in (1, 2, 3))
 SILENT: frozenset[str] = frozenset()
@@ -377,7 +378,7 @@ def _killed_while_one_escapes(stage: Stage, ours: Grove) -> Any:
         end = ContainerProcesses.end
 
         def escape_first(self: ContainerProcesses, *args: Any) -> Any:
-            for tree in (v1(), v2()):
+            for tree in TREES:
                 (tree.mount / "cgroup.procs").write_text(str(process.pid))
             return end(self, *args)
 
@@ -387,12 +388,12 @@ def _killed_while_one_escapes(stage: Stage, ours: Grove) -> Any:
         return case.verify()
 
 
-def test_a_frozen_shim_is_thawed_only_once_the_kill_is_pending(stage: Stage) -> None:
+@pytest.mark.parametrize("tree", V1_ALONE, ids=lambda tree: f"v{tree.version}")
+def test_a_frozen_shim_is_thawed_only_once_the_kill_is_pending(stage: Stage, tree: Hierarchy) -> None:
     with grove() as ours:
         place = ours.make("service")
-        stage.namespaces = ("k8s.io",)
-        (v1().at(place) / "cgroup.procs").write_text(str(stage.shim.pid))
-        switch = freeze(v1(), place)
+        (tree.at(place) / "cgroup.procs").write_text(str(stage.shim.pid))
+        switch = freeze(tree, place)
         stage.serve(SILENT)
         finding = stage.finding()
         with stage.remedy().confirm(finding.target, finding) as case:

@@ -18,10 +18,10 @@ from tests.lab.cgroups import Hierarchy
 from tests.lab.processes import Process, kill
 from tests.lab.waiting import wait_until
 from tests.unit.builders import RUNNING, RealClock, ShimServer, StateDir
-from tests.unit.remediation.sleepers import PROCFS, Grove, freeze, grove, v1, v2
+from tests.unit.remediation.sleepers import PROCFS, TREES, Grove, freeze, grove, v2
 
 PAUSED, PAUSING = 4, 5
-BOTH = pytest.mark.parametrize("tree", [v1(), v2()], ids=["v1", "v2"])
+BOTH = pytest.mark.parametrize("tree", TREES, ids=lambda tree: f"v{tree.version}")
 
 
 @dataclass
