@@ -69,11 +69,11 @@ def owner(lines: tuple[str, ...], namespaces: tuple[str, ...] = ()) -> CgroupOwn
 
 def is_own(path: str, container_id: str, namespaces: tuple[str, ...] = ()) -> bool:
     """Whether a path is exactly the cgroup of this one container: no pod's, none above, none below, none of another."""
+    root, *steps = path.split("/")
+    if root or {"", ".", ".."} & set(steps):
+        return False
     found = _owner_of_path(path, namespaces)
-    steps = path.split("/")[1:]
-    return (
-        found is not None and found == CgroupOwner(path, container_id, found.pod_uid) and not {"", ".", ".."} & {*steps}
-    )
+    return found is not None and (found.path, found.container_id) == (path, container_id)
 
 
 def _owner_of_path(path: str, namespaces: tuple[str, ...]) -> CgroupOwner | None:
@@ -133,7 +133,10 @@ class Cgroups:
 
         Empty if no hierarchy has the cgroup. Raises OSError if a list cannot be read or no hierarchy is to be seen.
         """
-        if not path.startswith("/") or {"", ".", ".."} & set(path.split("/")[1:]):
+        steps = path.split("/")
+        if ".." in steps:
+            raise OSError(errno.EXDEV, "it lies outside of the cgroup namespace this agent runs in", path)
+        if steps[0] or {"", "."} & set(steps[1:]):
             raise OSError(errno.EINVAL, "no path of a cgroup", path)
         found: set[int] = set()
         for mount in self._mounts():

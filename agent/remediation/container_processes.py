@@ -5,6 +5,7 @@ that are by their name one container's own are ever written to, never a pod's, a
 signalled only while it is held by a pidfd and its cgroup says again whose it is.
 """
 
+import os
 import signal
 import time
 from collections.abc import Collection
@@ -24,6 +25,8 @@ MAX_NAMED = 10
 """Processes named in a message."""
 ROUND_SECONDS = 0.5
 """How long the killed of one round have to end before it is looked again who is there."""
+MAX_HELD = 256
+"""Processes held at once, each by a file descriptor; the oldest come first, for the others often end with them."""
 POLL_SECONDS = 0.05
 
 
@@ -75,7 +78,10 @@ class ContainerProcesses:
         `paths` are cgroups known to be theirs. Raises OSError if /proc or a cgroup cannot be read, and if a process
         cannot be told from others: what is not seen is not none.
         """
-        found = tuple(member for process in self._procfs.processes() if (member := self._member(process, containers)))
+        processes = self._procfs.processes()
+        if all(process.pid != os.getpid() for process in processes):
+            raise PermissionError("/proc does not even show this agent: it is another pid namespace's, or empty")
+        found = tuple(member for process in processes if (member := self._member(process, containers)))
         self._require_all_seen(paths)
         return found
 
@@ -99,12 +105,13 @@ class ContainerProcesses:
         ended: dict[ProcessId, Process] = {}
         while left := self.find(containers, paths):
             if time.monotonic() >= deadline:
-                raise ActError(f"did not die within {patience_seconds:g} s of SIGKILL: {self.describe(left)}")
+                raise ActError(f"still alive {patience_seconds:g} s after SIGKILL: {self.describe(left)}")
             if any(member.process.pid in OWN_PIDS for member in left):
-                raise ActError("nothing was killed, for this agent itself runs in one of these containers")
+                raise ActError("nothing more was killed, for this agent itself runs in one of these containers")
             ended |= {member.process.id: member.process for member in left}
             self._kill_cgroups(containers, {path for member in left for path in member.paths} | {*paths})
-            self._kill(left, containers)
+            oldest = sorted(left, key=lambda member: member.process.start_time)[:MAX_HELD]
+            self._kill(oldest, containers)
         return tuple(ended.values())
 
     def describe(self, members: Collection[Member]) -> str:

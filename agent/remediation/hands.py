@@ -53,7 +53,7 @@ def held(process: ProcessId, procfs: Procfs) -> Iterator[Grip]:
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError as error:
-        if error.errno in {errno.ESRCH, errno.EINVAL}:  # EINVAL: a thread, so no process of this id
+        if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENOENT}:  # the latter two: a thread (Linux 6.9: ENOENT)
             raise RefusedError(Refusal(RefusalReason.TARGET_GONE, f"process {process.pid} is gone")) from None
         why = f"process {process.pid} cannot be held: {error.strerror}"
         raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, why)) from None

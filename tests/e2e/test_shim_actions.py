@@ -32,6 +32,7 @@ from tests.lab.processes import Process, has_ended, send_signal, stat_of
 from tests.lab.shim_ping import connect_answers
 from tests.lab.waiting import wait_until
 from tests.unit.builders import RealClock
+from tests.unit.remediation.sleepers import TREES, freeze
 
 PROCFS, CGROUPS, CLOCK = Procfs("/proc"), Cgroups("/sys"), RealClock()
 NAMESPACES = ("k8s.io",)
@@ -153,7 +154,7 @@ class TestKillShim:
             assert_gone(stuck.shim, stuck.init)
             assert verification.helped is True
 
-    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("version", [tree.version for tree in TREES])
     def test_a_frozen_shim_dies_although_a_kill_waits_for_the_thaw(self, node: Node, version: int) -> None:
         with pod(node) as cold, shim_faults.frozen_shim(cold, version):
             finding = node.finding("ShimUnresponsive", cold)
@@ -181,8 +182,7 @@ class TestKillShim:
     def test_what_is_left_frozen_is_ended_too(self, node: Node) -> None:
         with pod(node) as web, shim_faults.stopped_shim(web):
             finding = node.finding("ShimUnresponsive", web)
-            freezer = lab_cgroups.freezer_hierarchy(1).at(web.cgroup) / "freezer.state"
-            freezer.write_text("FROZEN")
+            freeze(TREES[0], web.cgroup)
             node.containerd.pause()
             try:
                 _, verification, _ = mend(node.kill_shim(cleanup_seconds=0.5), finding)
@@ -281,7 +281,7 @@ class TestKillShim:
 
 
 class TestThawCgroup:
-    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("version", [tree.version for tree in TREES])
     def test_a_frozen_shim_goes_on_with_its_pod_untouched(self, node: Node, version: int) -> None:
         with pod(node) as cold, shim_faults.frozen_shim(cold, version):
             finding = node.finding("ShimUnresponsive", cold)
@@ -305,13 +305,12 @@ class TestThawCgroup:
 
     def test_a_process_frozen_by_its_pods_cgroup_is_thawed_there(self, node: Node) -> None:
         with pod(node) as web:
-            state = lab_cgroups.freezer_hierarchy(1).at(web.pod.cgroup) / "freezer.state"
-            state.write_text("FROZEN")
-            wait_until(lambda: state.read_text() == "FROZEN\n", 5, "the pod frozen")
+            freeze(TREES[0], web.pod.cgroup)
+            wait_until(lambda: CGROUPS.frozen(PROCFS.cgroups(web.init_pid)), 5, "the pod frozen")
             done, verification, _ = mend(node.thaw_cgroup(), _process_finding(web, frozenCgroup=web.pod.cgroup))
             assert done == f"cgroup {web.pod.cgroup} was thawed"
             assert verification.helped is True
-            assert state.read_text() == "THAWED\n"
+            assert CGROUPS.frozen(PROCFS.cgroups(web.init_pid)) == ""
 
     def test_a_container_that_containerd_paused_is_left_paused(self, node: Node) -> None:
         with pod(node) as web:
@@ -336,15 +335,17 @@ class TestThawCgroup:
             assert CGROUPS.frozen(PROCFS.cgroups(cold.shim_pid))
 
     def test_a_sysfs_that_is_mounted_read_only_is_told_before_the_act(self, node: Node, tmp_path: Path) -> None:
-        with pod(node) as cold, shim_faults.frozen_shim(cold), _read_only_sysfs(tmp_path) as sysfs:
+        tree = TREES[0]
+        with pod(node) as cold, shim_faults.frozen_shim(cold, tree.version), _read_only_sysfs(tmp_path) as sysfs:
             finding = by_hand(cold, "ShimUnresponsive")
             reason, message = refusal(node.thaw_cgroup(sysfs), finding)
             assert reason is RefusalReason.CANNOT_SEE
             assert "mount /sys/fs/cgroup writable" in message
-            killer = KillShim(node.inventory(), PROCFS, CGROUPS, CLOCK, sysfs=sysfs, probe_seconds=1)
-            reason, message = refusal(killer, finding)
-            assert reason is RefusalReason.CANNOT_SEE
-            assert "mount /sys/fs/cgroup writable" in message
+            if tree.version == 1:  # there a kill waits for the thaw
+                killer = KillShim(node.inventory(), PROCFS, CGROUPS, CLOCK, sysfs=sysfs, probe_seconds=1)
+                reason, message = refusal(killer, finding)
+                assert reason is RefusalReason.CANNOT_SEE
+                assert "mount /sys/fs/cgroup writable" in message
 
 
 def _process_finding(container: Container, **values: Any) -> Finding:
@@ -359,13 +360,11 @@ def _members(container: Container, count: int) -> list[Process] | None:
 
 @contextmanager
 def _read_only_sysfs(folder: Path) -> Iterator[str]:
-    place = folder / "sys/fs/cgroup"
-    place.mkdir(parents=True)
     with ExitStack() as mounts:
-        for source in ("freezer", "unified"):
-            target = place / source
-            target.mkdir()
-            subprocess.run(["mount", "--bind", f"/sys/fs/cgroup/{source}", str(target)], check=True)
+        for tree in TREES:
+            target = folder / str(tree.mount).lstrip("/")
+            target.mkdir(parents=True)
+            subprocess.run(["mount", "--bind", str(tree.mount), str(target)], check=True)
             mounts.callback(subprocess.run, ["umount", str(target)], check=True)
             subprocess.run(["mount", "-o", "remount,ro,bind", str(target)], check=True)
         yield str(folder / "sys")
