@@ -98,7 +98,7 @@ class ContainerRuntimeDetector:
     }
     metrics: ClassVar[tuple[Metric, ...]] = ()
 
-    def __init__(  # noqa: PLR0913 - each is injected by name
+    def __init__(
         self,
         settings: ContainerRuntimeSettings,
         address: str,

@@ -105,6 +105,20 @@ class Containerd:
         self._identity = identify(self._daemon.pid)
         wait_until(self._answers, timeout, f"an answer of containerd (see {self.log_file})")
 
+    def has_ended(self, within: float) -> bool:
+        """Wait so long for the daemon to end without our doing, and reap it; False while it runs or was stopped."""
+        daemon = self._daemon
+        if daemon is None:
+            return False
+        with suppress(subprocess.TimeoutExpired):
+            daemon.wait(within)
+        return daemon.returncode is not None
+
+    def start_again(self) -> None:
+        """Start the daemon anew after it has ended without our doing."""
+        self._daemon = None
+        self.start()
+
     def stop(self, timeout: float = 15.0) -> None:
         """End the daemon as a service manager does; its shims and containers live on."""
         self._end(signal.SIGTERM, timeout)

@@ -1,0 +1,191 @@
+"""A service that is ill: asked afresh before it is restarted, and watched until its successor is well.
+
+What RestartKubelet and RestartContainerd share of confirming, performing and verifying.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from agent.acts import RefusalReason, RefusedError
+from agent.clock import Clock
+from agent.host.cgroups import Cgroups
+from agent.host.exchange import Attempt, Ending, printable
+from agent.host.procfs import Process, Procfs
+from agent.model import ProcessId
+from agent.remediation.hands import Grip
+from agent.remediation.process_evidence import process_evidence
+from agent.remediation.remedy import ActError, Verification
+from agent.remediation.restarts import Restarter, Way
+from agent.remediation.services import Identified, NodeService, Patience, refused
+
+T = TypeVar("T")
+LOOK_SECONDS = 0.1
+"""Time between two looks for a successor, and between two questions to it."""
+ASK_SECONDS = 2.0
+"""A service that has just been started is asked for so long at a time."""
+
+
+Ask = Callable[[float, float], tuple[Attempt[Any], ...]]
+"""Asks a service with a deadline and a hedge (see `host.exchange.converse`)."""
+
+
+def times_out(ask: Ask, patience: Patience) -> tuple[Attempt[Any], ...]:
+    """Ask; both attempts must go unanswered for as long as the detector waits. Raises RefusedError NOT_CONFIRMED."""
+    attempts = ask(patience.deadline, min(patience.hedge, patience.deadline / 3))
+    if [attempt.ending for attempt in attempts] != [Ending.TIMEOUT] * 2:
+        raise not_confirmed(attempts)
+    return attempts
+
+
+def fails_twice(
+    ask: Ask, fails: Callable[[Attempt[Any]], bool], grip: Grip, patience: Patience
+) -> tuple[Attempt[Any], ...]:
+    """Ask twice, a little apart; both must fail, and the process live. Raises NOT_CONFIRMED, TARGET_GONE."""
+    hedge = min(patience.hedge, patience.deadline / 3)
+    first = ask(patience.deadline, hedge)
+    if not fails(first[0]):
+        raise not_confirmed(first)
+    if grip.ended(patience.recheck):
+        raise refused(RefusalReason.TARGET_GONE, f"process {grip.process.pid} has just ended by itself")
+    second = ask(patience.deadline, hedge)
+    if not fails(second[0]):
+        raise not_confirmed(second)
+    return first + second
+
+
+def refuses(attempt: Attempt[Any]) -> bool:
+    """Whether nobody listens, or the connection was dropped without an answer."""
+    return attempt.ending in {Ending.REFUSED, Ending.CLOSED}
+
+
+def grown_up(process: Process, procfs: Procfs, patience: Patience) -> None:
+    """Make sure that a process had the time to start. Raises RefusedError NOT_CONFIRMED, TARGET_GONE."""
+    age = procfs.age_seconds(process.id)
+    if age is None:
+        raise refused(RefusalReason.TARGET_GONE, f"process {process.pid} is gone")
+    if age < patience.restart_grace:
+        why = f"process {process.pid} was started {age:.0f} s ago and may not listen yet; it is left to start"
+        raise refused(RefusalReason.NOT_CONFIRMED, why)
+
+
+def consistent(found: Identified, address: str, attempts: tuple[Attempt[Any], ...]) -> None:
+    """Make sure that who was asked is who was identified. Raises RefusedError CANNOT_SEE.
+
+    Where no socket is seen, but a connection was taken, somebody listens whom we do not see: the address has another
+    name there, or is in another network namespace.
+    """
+    if not found.sockets and any(attempt.ending is not Ending.REFUSED for attempt in attempts):
+        why = f"{address} takes connections, but who listens there is not to be seen in this network namespace"
+        raise refused(RefusalReason.CANNOT_SEE, f"{why}, so process {found.process.pid} is not known to be it")
+
+
+def not_confirmed(attempts: tuple[Attempt[Any], ...]) -> RefusedError:
+    """Say how a service behaves now instead of the way it was accused of."""
+    told = "; ".join(described(attempt) for attempt in attempts)
+    if any(attempt.ending is Ending.ERROR for attempt in attempts):
+        return refused(RefusalReason.CANNOT_SEE, f"it could not be asked: {told}")
+    return refused(RefusalReason.NOT_CONFIRMED, f"asked afresh it does not show this fault now: {told}")
+
+
+def described(attempt: Attempt[Any]) -> str:
+    """Return how an attempt ended, in a few words."""
+    detail = f" ({attempt.detail})" if attempt.detail else ""
+    return f"{attempt.ending} after {attempt.total_seconds:.3f} s{detail}"
+
+
+def told(attempt: Attempt[Any]) -> dict[str, Any]:
+    """Return an attempt as evidence; times in seconds, null for a phase that was not reached."""
+    return {
+        "ending": attempt.ending.value,
+        "waitingFor": attempt.waiting_for.value,
+        "connectSeconds": attempt.connect_seconds,
+        "firstByteSeconds": attempt.first_byte_seconds,
+        "totalSeconds": attempt.total_seconds,
+        "detail": attempt.detail,
+        "answer": printable(repr(attempt.answer), 1000) if attempt.answer is not None else None,
+    }
+
+
+@dataclass(slots=True)
+class RestartCase:
+    """A sick service, held by its pidfd (a Case).
+
+    `problem` asks the service once and returns what is wrong with its answer, empty if it is well; `aftermath` returns
+    what is wrong beyond the service itself. `extra` is evidence only the action knows.
+    """
+
+    message: str
+    found: Identified
+    grip: Grip
+    way: Way
+    attempts: tuple[Attempt[Any], ...]
+    service: NodeService
+    restarter: Restarter
+    problem: Callable[[], str]
+    aftermath: Callable[[], str]
+    extra: Mapping[str, Any]
+    procfs: Procfs
+    cgroups: Cgroups
+    clock: Clock
+    patience: Patience
+    before: frozenset[ProcessId] = frozenset()
+
+    def evidence(self) -> Mapping[str, Any]:
+        """Return the process, how it answered, who listens, and how it would be restarted."""
+        unit = self.way.unit
+        return {
+            "process": process_evidence(self.procfs, self.cgroups, self.grip.process.pid),
+            "attempts": [told(attempt) for attempt in self.attempts],
+            "listening": {"address": self.service.address, "inodes": sorted(self.found.sockets)},
+            "restartBy": self.way.text,
+            "unit": {"name": unit.name, "mainPid": unit.main_pid, "killMode": unit.kill_mode} if unit else None,
+            **self.extra,
+        }
+
+    def perform(self) -> str:
+        """End the service's process, so that it is started again."""
+        try:
+            self.before = self.service.everybody()
+            return self.restarter.restart(self.grip, self.way)
+        except RefusedError as error:
+            raise ActError(f"nothing was done: {error}") from None
+
+    def verify(self) -> Verification:
+        """Wait for the successor, for its answer, and look at what else must be as it was."""
+        name, patience = self.service.comm, self.patience
+        came = await_(lambda: self.service.successor(self.before), patience.successor, self.clock)
+        if came is None:
+            why = f"no new process of {name} was seen within {patience.successor:g} s"
+            return Verification(helped=False, message=f"{why}. See systemctl status {name} and journalctl -u {name}")
+        problem = self._unwell()
+        if problem:
+            why = f"{name} was started again, but after {patience.answer:g} s it is not well: {problem}"
+            return Verification(helped=False, message=f"{why}. See journalctl -u {name}")
+        now = self.service.successor(self.before) or came
+        started = f"{name} runs anew as process {now.process.pid} (start time {now.process.start_time}) and answers"
+        if harm := self.aftermath():
+            return Verification(helped=False, message=f"{started}, but {harm}")
+        return Verification(helped=True, message=started)
+
+    def _unwell(self) -> str:
+        """Ask until the service is well, for as long as it may take; return what was wrong at last, empty if well."""
+        last = "it was not asked"
+
+        def well() -> bool:
+            nonlocal last
+            last = self.problem()
+            return not last
+
+        return "" if await_(well, self.patience.answer, self.clock) else last
+
+
+def await_(look: Callable[[], T | None], seconds: float, clock: Clock) -> T | None:
+    """Look again and again until something is seen; None if it was not within so many awake seconds."""
+    ends = clock.awake() + seconds
+    while not (seen := look()):
+        if clock.awake() >= ends:
+            return None
+        time.sleep(LOOK_SECONDS)
+    return seen
