@@ -7,6 +7,7 @@ read ``conntrack -S``, or talk to the server as a client would.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -40,6 +41,7 @@ from .shim_faults import (
     stuck_state,
 )
 from .shim_ping import connect_answers, state_answers
+from .supervised import KubeletProcess, supervised
 from .waiting import LabTimeoutError, wait_until
 from .zombies import (
     HOSTILE_NAMES,
@@ -644,3 +646,62 @@ def test_a_recorded_answer_is_replayed(tmp_path: Path) -> None:
     (tmp_path / "verbose.body").write_bytes(b"[+]ping ok\nhealthz check passed\n")
     with KubeletStandin(routes={"/healthz": read_recording(tmp_path, "verbose")}) as kubelet:
         assert _get(f"{kubelet.url}?verbose") == (200, b"[+]ping ok\nhealthz check passed\n")
+
+
+# -- services with a supervisor ----------------------------------------------------
+
+
+def _healthz(kubelet: KubeletProcess) -> int:
+    try:
+        with urllib.request.urlopen(kubelet.url, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_supervised_kubelet_is_started_again_healthy_and_on_its_port() -> None:
+    with KubeletProcess() as kubelet:
+        first, url = kubelet.process, kubelet.url
+        stat = stat_of(first)
+        assert stat is not None
+        assert (stat.comm, stat.ppid) == (b"kubelet", os.getpid())
+        assert _healthz(kubelet) == 200
+        kubelet.set_mode(KubeletMode.ERROR_500)
+        assert _healthz(kubelet) == 500
+        kill([first])
+        second = kubelet.wait_for_start(2)
+        assert (second != first, kubelet.url, _healthz(kubelet)) == (True, url, 200)
+        kubelet.hang()
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(url, timeout=0.3)
+    assert stat_of(second) is None
+    assert not kubelet.base.exists()
+
+
+def test_a_forsaken_kubelet_stays_dead() -> None:
+    with KubeletProcess() as kubelet:
+        kubelet.forsake()
+        kill([kubelet.process])
+        wait_until(lambda: stat_of(kubelet.process) is None, 5.0, "the kubelet reaped")
+        assert kubelet.starts == 1
+
+
+def test_a_kubelet_without_supervisor_has_pid_1_for_a_parent() -> None:
+    with KubeletProcess(supervised=False) as kubelet:
+        stat = stat_of(kubelet.process)
+        assert stat is not None
+        assert (stat.comm, stat.ppid) == (b"kubelet", 1)
+        assert _healthz(kubelet) == 200
+    wait_until(lambda: stat_of(kubelet.process) is None, 10.0, "the orphan reaped")
+
+
+def test_a_supervised_containerd_is_started_again_and_keeps_its_container(
+    containerd: Containerd, container: Container
+) -> None:
+    with supervised(containerd) as supervisor:
+        first = containerd.process
+        kill([first])
+        wait_until(lambda: supervisor.starts == 1, 20.0, "the new containerd")
+        assert containerd.process != first
+        assert containerd.task_status(container.id) == "RUNNING"
+    assert connect_answers(container.shim_socket, container.id)
