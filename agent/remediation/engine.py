@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from agent.acts import Caller, Outcome, Refusal, RefusalReason, RefusedError, Remediation, RemediationStatus, Request
 from agent.clock import Clock
@@ -252,7 +252,7 @@ def _words(request: Request) -> dict[str, object]:
     return {
         "request_id": request.request_id,
         "action": request.action.value,
-        "target": str(request.target),
+        "target": {name: value for name, value in asdict(request.target).items() if value not in (None, "")},
         "caller": request.caller,
         "dry_run": request.dry_run,
         "reason": request.reason,

@@ -185,7 +185,7 @@ def _missing(request: Request) -> Iterator[str]:
 
 
 def _names_a_dead_shim(request: Request) -> bool:
-    """Whether it is the bundle of a shim that is gone: no process to be exact about; containerd is what is restarted."""
+    """Whether it is the bundle of a shim that is gone: there is no process to name, and containerd is restarted."""
     target = request.target
     return request.action is Action.RESTART_CONTAINERD and target.kind is TargetKind.SHIM and target.pid is None
 

@@ -18,7 +18,7 @@ from tests.lab.waiting import wait_until
 
 FOUND_SECONDS = 20.0
 CLI_SECONDS = 60.0
-QUICK = {
+QUICK: dict[str, dict[str, float]] = {
     "containerd_shim": {"period_seconds": 1, "ping_seconds": 1, "hung_seconds": 2, "leak_seconds": 2},
     "defunct_processes": {"period_seconds": 1, "lasting_seconds": 1},
     "kubelet_healthz": {"period_seconds": 1, "deadline_seconds": 3, "hedge_seconds": 0.5, "slow_seconds": 1},

@@ -245,9 +245,7 @@ def test_fifty_times_the_same_request_from_ten_clients_acts_once(node: Mender) -
     wait_until(node.agent.all_well, 20, "the node is well again")
 
 
-def test_an_agent_killed_at_any_step_leaves_it_interrupted_and_nothing_acts_twice(
-    node: Mender, tmp_path: Path
-) -> None:
+def test_an_agent_killed_at_any_step_leaves_it_interrupted_and_nothing_acts_twice(node: Mender, tmp_path: Path) -> None:
     """One agent and one victim a step, all at once."""
     with untouched(node.neighbours), ThreadPoolExecutor(len(Step)) as pool:
         for done in [pool.submit(_killed_at, node, tmp_path / step.name.lower(), step) for step in Step]:
