@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LAB_PACKAGES := busybox-static conntrack containerd gcc iproute2 iptables libc6-dev procps prometheus prometheus-node-exporter runc util-linux
+LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 iptables libc6-dev procps prometheus prometheus-node-exporter runc util-linux
 # Node may have come from elsewhere, as newer ones do; Debian's npm does not go with those, and is not needed then.
 NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 
@@ -51,7 +51,7 @@ proto: setup-lint
 proto-release: node-packages
 	@tools/release-proto
 
-## docs: generate docs/conditions.md, docs/metrics.md and docs/settings.md from the code
+## docs: generate docs/actions.md, conditions.md, metrics.md and settings.md from the code
 docs: setup
 	@$(BIN)/python -m tools.generate_docs docs
 
