@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agent.clock import Clock
-from agent.host.conntrack import NETLINK_SECONDS, FlowEntry, Netlink, ctnetlink, flow_entry, run_limited
+from agent.host.conntrack import FlowEntry, Netlink, ctnetlink, flow_entry, run_limited
 from agent.remediation.remedy import ActError
 
+ANSWER_SECONDS = 10.0
+"""For one answer of the kernel; 4096 flows are read in 0.3 s, and in some seconds under a tight CPU limit."""
 DELETE_SECONDS = 20.0
 """For all flows of one act; 4096 take about 4 s."""
 _MSG_GET, _MSG_DELETE = 1, 2
@@ -68,7 +70,7 @@ class NetlinkFlowTable:
     """The kernel's table, by ctnetlink; needs CAP_NET_ADMIN."""
 
     def __init__(
-        self, clock: Clock, answer_seconds: float = NETLINK_SECONDS, delete_seconds: float = DELETE_SECONDS
+        self, clock: Clock, answer_seconds: float = ANSWER_SECONDS, delete_seconds: float = DELETE_SECONDS
     ) -> None:
         self._clock = clock
         self._netlink = Netlink(answer_seconds)
@@ -77,6 +79,7 @@ class NetlinkFlowTable:
 
     def look(self, server: str, limit: int) -> Look:
         """Read both families, or the server's. Raises OSError, TimeoutError, ValueError."""
+        ctnetlink()  # so that no time limit runs while it is imported
         began = self._clock.monotonic()
         flows: list[FlowEntry] = []
         complete = True
@@ -88,6 +91,7 @@ class NetlinkFlowTable:
 
     def delete(self, flows: tuple[FlowEntry, ...], seen_at: float) -> Deletion:
         """Look at each flow once more and delete it if nothing has come of it. Raises ActError."""
+        ctnetlink()
         deletion = _Deleter(self._clock, self._answer_seconds, self._clock.monotonic() + self._delete_seconds, seen_at)
         try:
             run_limited(lambda: deletion.run(flows), self._delete_seconds + _SPARE_SECONDS)

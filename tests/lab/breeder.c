@@ -146,12 +146,13 @@ static void obey(int fd)
 int main(int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (argc != 2 || strlen(argv[1]) >= sizeof address.sun_path)
+    if (argc != 2 || strlen(argv[1]) + 4 >= sizeof address.sun_path)
         return 2;
-    strcpy(address.sun_path, argv[1]);
+    sprintf(address.sun_path, "%s.new", argv[1]);
     signal(SIGPIPE, SIG_IGN);
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 8)) {
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 8) ||
+        rename(address.sun_path, argv[1])) { /* whoever sees it may connect */
         perror(argv[1]);
         return 1;
     }

@@ -312,7 +312,7 @@ def in_own_network(work: Callable[[], T]) -> T:
                 for chain in ("OUTPUT", "PREROUTING")
                 for zone, option in ((7, "--zone"), (9, "--zone-orig"))
             ]
-            for command in ("ip link set lo up", *rules):
+            for command in ("ip link set lo up", "ip address add fd00::a dev lo nodad", *rules):
                 subprocess.run(command.split(), check=True, capture_output=True)
             results.append(work())
         except BaseException as error:
@@ -360,18 +360,16 @@ def unreplied(server: str = "") -> dict[int, FlowEntry]:
 class TestRealTable:
     def test_each_flow_is_named_exactly(self) -> None:
         def work() -> tuple[list[int], dict[int, FlowEntry], dict[int, FlowEntry]]:
-            with (
-                silent_servers(),
-                sent(("127.0.0.1", 53), ("127.0.0.7", 53), ("::1", 53), ("127.0.0.1", 5353)) as ports,
-            ):
-                return ports, unreplied(), {**unreplied("127.0.0.7"), **unreplied("::1")}
+            every = (("127.0.0.1", 53), ("127.0.0.7", 53), ("::1", 53), ("fd00::a", 53), ("127.0.0.1", 5353))
+            with silent_servers(), sent(*every) as ports:
+                return ports, unreplied(), {**unreplied("127.0.0.7"), **unreplied("fd00::a")}
 
         ports, every, some = in_own_network(work)
-        assert set(every) == set(ports[:3])
-        assert [every[port].zone for port in ports[:3]] == [0, 7, 0]
+        assert set(every) == set(ports[:4])
+        assert [every[port].zone for port in ports[:4]] == [0, 7, 0, 0]
         assert (every[ports[2]].source, every[ports[2]].server) == ("::1", "::1")
-        assert len({entry.id for entry in every.values()}) == 3
-        assert set(some) == {ports[1], ports[2]}
+        assert len({entry.id for entry in every.values()}) == 4
+        assert set(some) == {ports[1], ports[3]}
 
     def test_a_zone_for_one_direction_cannot_be_named_and_is_left_alone(self) -> None:
         def work() -> dict[int, FlowEntry]:
