@@ -67,8 +67,13 @@ def build(loaded: Loaded, clock: Clock, board: Board) -> ActFlow:
     namespaces = settings.containerd.namespaces
     standings = Standings(_rules(settings), ledger, state_dir, procfs, namespaces, os.getpid(), boot)
     remedies = {each.action: each for each in _remedies(settings, senses, clock, board)}
-    course = Course(remedies, board, evidence, ledger, clock, senses.pid_problem)
+    course = Course(remedies, board, evidence, ledger, clock, partial(_hidden, senses))
     return ActFlow(Engine(standings, remedies, course, ledger, clock), evidence)
+
+
+def _hidden(senses: Senses) -> str | None:
+    """Why the processes seen are not the node's, or are out of reach of a signal; None if they are neither."""
+    return senses.pid_problem() or senses.namespaces.signal_problem()
 
 
 def _rules(settings: Settings) -> Rules:

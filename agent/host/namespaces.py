@@ -32,6 +32,23 @@ class Namespaces:
             "set hostPID: true in the pod's spec (or run it outside the container)"
         )
 
+    def signal_problem(self) -> str | None:
+        """Return why a pid read here is not the one a system call would take, or None if it is.
+
+        A procfs of the node mounted into a pod shows the node's pids, and pidfd_open(2) takes those of our own pid
+        namespace. In one and the same we are the same number in both.
+        """
+        try:
+            seen = os.readlink(f"{self._proc}/self")
+        except OSError as error:
+            return f"cannot tell whether pids are the same here as in {self._proc}: {error.strerror}"
+        if seen == str(os.getpid()):
+            return None
+        return (
+            f"{self._proc} shows the pids of another namespace than this process lives in, so it cannot reach them; set "
+            "hostPID: true in the pod's spec"
+        )
+
     def network_problem(self) -> str | None:
         """Return why our network namespace is not that of the node's first process, or None if it is.
 

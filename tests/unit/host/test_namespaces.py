@@ -51,6 +51,15 @@ def test_an_unreadable_pid_namespace_is_a_problem_and_not_a_pass(proc: Path) -> 
     assert "No such file" in problem
 
 
+def test_pids_of_another_namespace_are_out_of_reach(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("4711")
+    problem = Namespaces(str(tmp_path)).signal_problem()
+    assert problem is not None
+    assert "hostPID: true" in problem
+    assert Namespaces("/proc").signal_problem() is None
+    assert "cannot tell" in str(Namespaces(str(tmp_path / "nothing")).signal_problem())
+
+
 def test_the_same_network_namespace_is_no_problem(proc: Path) -> None:
     link(proc, "1", "net", "net:[4026531840]")
     link(proc, "self", "net", "net:[4026531840]")
