@@ -8,6 +8,7 @@ with Client("unix:/run/nodediag/nodediag.sock") as client:  # over TCP: Client("
 examples/controller.py shows how to have something mended.
 """
 
+import re
 import ssl
 import threading
 from collections.abc import Callable, Collection, Generator
@@ -280,7 +281,7 @@ def _certificate_advice(endpoint: str, details: str) -> str:
     """Return what to check if it was a certificate that failed, as far as grpc tells; else nothing."""
     if is_unix(endpoint):
         return ""
-    return next((advice for words, advice in _ADVICE.items() if words.lower() in details.lower()), "")
+    return next((advice for words, advice in _ADVICE.items() if re.search(words, details)), "")
 
 
 _ADVICE = {
@@ -290,6 +291,13 @@ _ADVICE = {
     ),
     "Hostname Verification Check failed": (
         "its certificate is not made out to this host. Is the host in --endpoint one of the certificate's names?"
+    ),
+    "max connection age": (
+        "it ends every connection within 10 minutes, so that certificates are looked at again. Ask or watch again."
+    ),
+    "failed to connect.*Socket closed": (
+        "it hangs up before a word is said, most likely because of your certificate. Is it valid now, and signed by an "
+        "authority in the agent's grpc.tls.client_ca_file?"
     ),
     "WRONG_VERSION_NUMBER": "it does not speak TLS there. Is the port in --endpoint that of gRPC?",
 }

@@ -37,7 +37,7 @@ def alternative_names(pem: bytes) -> tuple[CertificateName, ...]:
 
 def _names(der: bytes) -> Iterator[CertificateName]:
     certificate = _only(der, SEQUENCE)
-    signed = next(_elements(certificate))[1]
+    _, signed = [*_elements(certificate)][0]  # noqa: RUF015 - without one, an IndexError
     for tag, extensions in _elements(signed):
         if tag == EXTENSIONS:
             for _, extension in _elements(_only(extensions, SEQUENCE)):

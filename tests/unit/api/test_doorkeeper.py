@@ -1,0 +1,394 @@
+"""The doorkeeper on real sockets: who comes in, what is passed on, and that nobody can hold or fill it."""
+
+import errno
+import json
+import os
+import resource
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.api import doorkeeper as module
+from agent.api.doorkeeper import PIECE_BYTES, Doorkeeper
+from tests.lab.waiting import wait_until
+
+STRANGER = 65_534
+BUFFERS = 4 << 20
+"""More than all buffers on the way hold together."""
+IDLE_SECONDS = 0.3
+
+KNOCK = """
+import os, socket, sys
+knocker = socket.socket(socket.AF_UNIX)
+knocker.settimeout(10)
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+knocker.connect(sys.argv[1])
+try:
+    knocker.sendall(b"hello")
+    print(knocker.recv(100))
+except OSError:
+    print(b"")
+"""
+
+
+class Inside:
+    """What listens behind the door: hands every connection to `serve`, in a thread of its own."""
+
+    def __init__(self, address: str, serve: Callable[[socket.socket], None]) -> None:
+        self.peers: list[str] = []
+        self._serve = serve
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(address.removeprefix("unix:"))
+        self._listener.listen(200)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, peer = self._listener.accept()
+                self.peers.append(f"unix-abstract:{peer[1:].decode()}")
+                threading.Thread(target=self._one, args=(connection,), daemon=True).start()
+
+    def _one(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            self._serve(connection)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def echo(connection: socket.socket) -> None:
+    while piece := connection.recv(PIECE_BYTES):
+        connection.sendall(piece)
+
+
+@pytest.fixture
+def folder(everybodys_folder: Path) -> Path:
+    return everybodys_folder
+
+
+@pytest.fixture
+def kept(folder: Path) -> Iterator[Callable[..., tuple[Doorkeeper, Inside]]]:
+    with ExitStack() as stack:
+
+        def keep(serve: Callable[[socket.socket], None] = echo, **how: Any) -> tuple[Doorkeeper, Inside]:
+            keeper = Doorkeeper(f"unix:{folder}/n.sock", **how)
+            stack.callback(keeper.stop, 0.0)
+            inside = Inside(keeper.inner.address, serve)
+            stack.callback(inside.close)
+            keeper.start()
+            return keeper, inside
+
+        yield keep
+
+
+@contextmanager
+def knocking(folder: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(10)
+        caller.connect(os.fspath(folder / "n.sock"))
+        yield caller
+
+
+def knock_as(uid: int, folder: Path) -> str:
+    """What a process of that user hears when it says hello."""
+    words = [sys.executable, "-c", KNOCK, f"{folder}/n.sock", str(uid)]
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def shut_out(caller: socket.socket) -> bool:
+    """Whether the connection is closed without a byte."""
+    try:
+        caller.sendall(b"hello")
+        return caller.recv(100) == b""
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# -- who comes in
+
+
+def test_a_stranger_is_shut_out_even_where_the_files_would_let_it_in(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, inside = kept()
+    (folder / "n.sock").chmod(0o666)
+    with caplog.at_level("WARNING"):
+        heard = [knock_as(uid, folder) for uid in (STRANGER, STRANGER - 1, 0)]
+    assert heard == ["b''", "b''", "b'hello'"]
+    assert len(inside.peers) == 1  # not a connection was made for a stranger
+    (told,) = caplog.records
+    assert (told.message, told.__dict__["uid"]) == ("a user who may not call was shut out", STRANGER)
+
+
+def test_the_mode_of_the_socket_keeps_a_stranger_away_already(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    kept()
+    assert stat.S_IMODE((folder / "n.sock").stat().st_mode) == 0o600
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        knock_as(STRANGER, folder)
+    assert "PermissionError" in caught.value.stderr
+
+
+def test_what_listens_behind_the_door_has_no_file(kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path) -> None:
+    keeper, _ = kept()
+    assert [each.name for each in folder.iterdir()] == ["n.sock"]
+    with socket.socket(socket.AF_UNIX) as caller, pytest.raises(FileNotFoundError):
+        caller.connect(keeper.inner.address.removeprefix("unix:"))
+    keeper.stop(0.0)
+    assert not list(folder.iterdir())
+
+
+def test_it_is_told_which_user_calls(kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path) -> None:
+    keeper, inside = kept()
+    with knocking(folder) as caller:
+        caller.sendall(b"hello")
+        assert caller.recv(100) == b"hello"
+    (peer,) = inside.peers
+    assert keeper.user_of(peer) == 0
+    token = peer.split(".")[1]
+    for other in ("unix:", "ipv4:127.0.0.1:80", f"unix-abstract:nodediag.{token}.x", "unix-abstract:nodediag.0.0.0"):
+        assert keeper.user_of(other) is None
+
+
+def test_an_agent_that_is_not_root_lets_in_itself_and_root_and_tells_them_apart(folder: Path) -> None:
+    program = f"""
+import json, os, sys
+from tests.unit.api import test_doorkeeper as t
+os.setgroups([]); os.setgid({STRANGER}); os.setuid({STRANGER})
+keeper = t.Doorkeeper("unix:{folder}/n.sock")
+inside = t.Inside(keeper.inner.address, t.echo)
+keeper.start()
+os.chmod("{folder}/n.sock", 0o666)
+print("up", flush=True)
+sys.stdin.readline()
+print(json.dumps([keeper.user_of(peer) for peer in inside.peers]))
+"""
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "up\n"
+        heard = [knock_as(uid, folder) for uid in (STRANGER, 0, STRANGER - 1)]
+        output, _ = agent.communicate("end\n", timeout=30)
+    assert heard == ["b'hello'", "b'hello'", "b''"]
+    assert json.loads(output) == [STRANGER, 0]
+
+
+# -- what is passed on
+
+
+def test_bytes_arrive_in_order_both_ways(kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path) -> None:
+    kept()
+    sent = os.urandom(BUFFERS)
+    with knocking(folder) as caller:
+        threading.Thread(target=caller.sendall, args=(sent,), daemon=True).start()
+        assert received(caller, len(sent)) == sent
+
+
+def received(side: socket.socket, size: int) -> bytes:
+    pieces, got = [], 0
+    while got < size and (piece := side.recv(PIECE_BYTES)):
+        pieces.append(piece)
+        got += len(piece)
+    return b"".join(pieces)
+
+
+def test_who_stops_talking_still_hears_the_answer(kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path) -> None:
+    def answer_at_the_end(connection: socket.socket) -> None:
+        heard = received(connection, BUFFERS)
+        connection.sendall(b"heard %d" % len(heard))
+
+    keeper, _ = kept(answer_at_the_end)
+    with knocking(folder) as caller:
+        caller.sendall(b"x" * 1000)
+        caller.shutdown(socket.SHUT_WR)
+        assert received(caller, 100) == b"heard 1000"
+        assert caller.recv(1) == b""
+    wait_until(lambda: not keeper._relays, 5, "the connection is forgotten")
+
+
+def test_an_end_inside_is_passed_on_and_what_was_said_before_it(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    kept(lambda connection: connection.sendall(b"y" * BUFFERS))
+    with knocking(folder) as caller:
+        assert len(received(caller, 2 * BUFFERS)) == BUFFERS
+
+
+def test_who_does_not_read_is_felt_inside_and_costs_one_piece(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    written = [0]
+
+    def talk(connection: socket.socket) -> None:
+        while True:
+            written[0] += connection.send(b"z" * PIECE_BYTES)
+
+    keeper, _ = kept(talk)
+    with knocking(folder) as caller:
+        wait_until(lambda: settled(written), 10, "no more is taken")
+        assert written[0] < BUFFERS
+        (relay,) = keeper._relays
+        assert sum(len(way.waiting) for way in relay._ways) <= PIECE_BYTES
+        assert thread_seconds(IDLE_SECONDS) < IDLE_SECONDS / 4  # and nobody runs in circles meanwhile
+        assert len(received(caller, BUFFERS)) >= BUFFERS
+
+
+def settled(counter: list[int]) -> bool:
+    before = counter[0]
+    time.sleep(0.05)
+    return before > 0 and counter[0] == before
+
+
+def thread_seconds(during: float) -> float:
+    """Processor time this process takes in a while in which it has nothing to do."""
+    began = time.process_time()
+    time.sleep(during)
+    return time.process_time() - began
+
+
+def test_the_keeper_sleeps_while_connections_are_idle_half_closed_or_gone(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    release = threading.Event()
+
+    def never_end(connection: socket.socket) -> None:
+        release.wait(20)
+
+    keeper, _ = kept(never_end)
+    with knocking(folder), knocking(folder) as half, knocking(folder) as full:
+        half.shutdown(socket.SHUT_WR)
+        with suppress(BlockingIOError):
+            full.setblocking(False)
+            while True:
+                full.send(b"x" * PIECE_BYTES)
+        with knocking(folder):
+            pass  # gone
+        wait_until(lambda: len(keeper._relays) == 4, 5, "all are in")
+        assert thread_seconds(IDLE_SECONDS) < IDLE_SECONDS / 4
+        release.set()
+
+
+def test_connections_that_break_leave_nothing_behind(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    keeper, _ = kept()
+    with knocking(folder) as caller:
+        caller.sendall(b"hello")
+        caller.recv(100)
+    wait_until(lambda: not keeper._relays, 5, "it is forgotten")
+    before = descriptors()
+    for number in range(100):
+        with knocking(folder) as caller:
+            caller.sendall(b"x" * 100_000 if number % 2 else b"x")
+            if number % 3 == 0:
+                caller.shutdown(socket.SHUT_RD)
+    wait_until(lambda: not keeper._relays, 5, "all are forgotten")
+    wait_until(lambda: descriptors() <= before, 5, "their descriptors are closed")
+
+
+def test_nobody_behind_the_door_is_no_harm(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper, inside = kept()
+    inside.close()
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            with knocking(folder) as caller:
+                assert shut_out(caller)
+    assert [record.message for record in caplog.records] == [
+        "a caller was shut out: it could not be connected with grpc"
+    ]
+    assert not keeper._relays
+
+
+# -- bounds
+
+
+def test_one_connection_too_many_is_closed_and_a_place_given_back_is_taken(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    keeper, _ = kept(limit=3)
+    with ExitStack() as stack:
+        callers = [stack.enter_context(knocking(folder)) for _ in range(3)]
+        with knocking(folder) as caller:
+            assert shut_out(caller)
+        callers[1].close()
+        wait_until(lambda: len(keeper._relays) == 2, 5, "its place is free")
+        with knocking(folder) as caller:
+            caller.sendall(b"hello")
+            assert caller.recv(100) == b"hello"
+
+
+def test_without_descriptors_callers_wait_and_nobody_runs_in_circles(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack, caplog.at_level("WARNING"):
+        caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+        caller.settimeout(10)
+        plugs = stack.enter_context(ExitStack())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 20, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            fill(plugs)
+        caller.connect(os.fspath(folder / "n.sock"))
+        caller.sendall(b"hello")
+        assert thread_seconds(3 * module.PAUSE_SECONDS) < module.PAUSE_SECONDS
+        plugs.close()
+        assert caller.recv(100) == b"hello"
+    assert [record.message for record in caplog.records] == ["callers have to wait"]
+
+
+def fill(plugs: ExitStack) -> None:
+    while True:
+        stream = Path(os.devnull).open()  # noqa: SIM115 - closed with the others
+        plugs.enter_context(stream)
+
+
+# -- the end
+
+
+def test_at_the_end_connections_get_a_moment_and_no_more(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    keeper, _ = kept()
+    with knocking(folder) as caller:
+        caller.sendall(b"hello")
+        assert caller.recv(100) == b"hello"
+        keeper.close()
+        wait_until(lambda: not (folder / "n.sock").exists(), 5, "the door is closed")
+        caller.sendall(b"still in")
+        assert caller.recv(100) == b"still in"
+        began = time.monotonic()
+        keeper.stop(0.2)
+        assert 0.1 < time.monotonic() - began < 1
+        assert shut_out(caller)
+
+
+def test_a_socket_that_another_agent_has_put_there_is_left_alone(
+    kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path
+) -> None:
+    keeper, _ = kept()
+    (folder / "n.sock").unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(os.fspath(folder / "n.sock"))
+        keeper.stop(0.0)
+        assert (folder / "n.sock").exists()
