@@ -45,8 +45,8 @@ class Namespaces:
         if seen == str(os.getpid()):
             return None
         return (
-            f"{self._proc} shows the pids of another namespace than this process lives in, so it cannot reach them; set "
-            "hostPID: true in the pod's spec"
+            f"{self._proc} shows the pids of another namespace than this process lives in, and it cannot reach them; "
+            "set hostPID: true in the pod's spec"
         )
 
     def network_problem(self) -> str | None:

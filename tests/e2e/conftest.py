@@ -13,6 +13,7 @@ from tests.lab.containers import run_containers
 from tests.lab.dns_servers import DnsServer
 from tests.lab.kubelet_standin import KubeletStandin
 from tests.lab.pods import Container
+from tests.lab.supervised import KubeletProcess
 from tests.lab.waiting import wait_until
 
 POD_COUNT = 8
@@ -33,7 +34,7 @@ class LabNode:
         return self.pods.pop()
 
 
-def settings_for(containerd: Containerd, kubelet: KubeletStandin, dns: DnsServer) -> dict[str, Any]:
+def settings_for(containerd: Containerd, kubelet: KubeletStandin | KubeletProcess, dns: DnsServer) -> dict[str, Any]:
     """Return settings that only say where things are; all else is default."""
     return {
         "containerd": {"address": str(containerd.address), "state_dir": str(containerd.state_dir)},
