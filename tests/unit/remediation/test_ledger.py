@@ -530,6 +530,16 @@ def corrupt(path: Path) -> None:
         stream.write(b"\xa5" * (size - 4096))
 
 
+def corrupt_index(path: Path) -> None:
+    """A page that nobody reads before a request_id is looked up."""
+    with sqlite3.connect(path) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name LIKE 'sqlite_autoindex_rem%'").fetchone()
+    db.close()
+    with path.open("r+b") as stream:
+        stream.seek(4096 * (page - 1))
+        stream.write(b"\xa5" * 4096)
+
+
 def another_database(path: Path) -> None:
     path.unlink()
     with sqlite3.connect(path) as db:
@@ -540,6 +550,7 @@ def another_database(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "no database": lambda path: path.write_bytes(b"this is no database" * 500),
     "broken pages": corrupt,
+    "broken index": corrupt_index,
     "half": lambda path: os.truncate(path, path.stat().st_size // 2),
     "header alone": lambda path: os.truncate(path, 100),
     "empty": lambda path: os.truncate(path, 0),
@@ -645,6 +656,12 @@ def test_what_is_far_too_large_is_not_even_read(folder: Path, ledger: Ledger) ->
     assert "is too large for a ledger: 1099511627776 bytes" in ledger.trouble()
 
 
+def test_an_empty_file_is_not_taken_for_a_new_ledger(folder: Path, ledger: Ledger) -> None:
+    folder.mkdir()
+    (folder / "ledger.sqlite").touch()
+    assert f"{folder}/ledger.sqlite is damaged (it is empty). Move it away" in ledger.trouble()
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_regular_file_is_told_and_never_blocks(folder: Path, ledger: Ledger, make: Any) -> None:
     folder.mkdir()
@@ -677,6 +694,15 @@ def test_somebody_who_holds_the_file_by_hand_is_trouble_and_not_waited_for_long(
     holder.close()
     assert again.trouble() == ""
     again.close()
+
+
+def test_while_it_is_open_nobody_can_hold_it_up_by_reading_it_by_hand(ledger: Ledger, folder: Path) -> None:
+    ledger.begin(running())
+    reader = sqlite3.connect(folder / "ledger.sqlite", timeout=0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        reader.execute("SELECT * FROM remediations")
+    ledger.about_to_act("r1", "")
+    reader.close()
 
 
 def test_a_closed_ledger_stays_closed(ledger: Ledger) -> None:
