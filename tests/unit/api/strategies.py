@@ -26,7 +26,7 @@ from agent.model import (
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=8).map(encodable)
 MOMENTS = st.floats(1e9, 4e9)
-SPANS = st.integers(0, 10**12).map(lambda nanoseconds: nanoseconds / 1e9)
+SPANS = st.integers(0, 10**9).map(lambda ticks: ticks / 64)  # exact in a float and in nanoseconds
 
 TARGETS = st.builds(
     Target,

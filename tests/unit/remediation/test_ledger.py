@@ -205,10 +205,20 @@ def test_a_later_refusal_of_the_same_request_replaces_the_earlier(ledger: Ledger
     assert ledger.find("r1") == refused(retry=None)
 
 
-def test_a_refusal_after_the_gate_binds(ledger: Ledger) -> None:
+def test_what_a_look_at_the_target_refused_binds(ledger: Ledger) -> None:
+    ledger.begin(running())
+    refuted = ended(running(), Outcome.REFUSED, refusal=Refusal(RefusalReason.NOT_CONFIRMED, "it is well"))
+    ledger.conclude(refuted)
+    assert ledger.binding("r1") == refuted
+
+
+def test_what_was_refused_for_a_reason_that_passes_is_listed_and_may_be_asked_again(ledger: Ledger) -> None:
     ledger.begin(running())
     ledger.conclude(refused())
-    assert ledger.binding("r1") == refused()
+    assert ledger.binding("r1") is None
+    assert ledger.find("r1") == refused()
+    ledger.begin(running())
+    assert ledger.binding("r1") == running()
 
 
 def test_a_token_is_never_lowered(ledger: Ledger) -> None:
