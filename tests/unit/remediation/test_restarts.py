@@ -198,10 +198,10 @@ def test_a_process_the_kernel_does_not_let_go_is_told_of(
 
 
 def test_systemd_ends_it_and_we_do_not(node: FakeNode, bus: PrivateBus, kubelet: subprocess.Popen[bytes]) -> None:
-    with SystemdStandin(bus, unit_of(kubelet.pid), lambda _: kubelet.send_signal(signal.SIGINT)):
+    with SystemdStandin(bus, unit_of(kubelet.pid), lambda _: kubelet.send_signal(signal.SIGUSR1)):
         said = end_by_systemd(node, kubelet, bus)
     assert said == f"systemd restarted kubelet.service; its process {kubelet.pid} ended"
-    assert kubelet.wait(5) == -signal.SIGINT, "no signal of ours"
+    assert kubelet.wait(5) == -signal.SIGUSR1, "no signal of ours"
 
 
 def test_what_systemd_would_wait_long_for_is_killed(node: FakeNode, bus: PrivateBus) -> None:

@@ -273,6 +273,15 @@ def test_a_shim_whose_process_is_unknown_but_who_answers_is_not_dead(bench: Benc
     assert "somebody listens" in message
 
 
+def test_a_shim_that_lives_without_its_socket_is_not_dead(bench: Bench) -> None:
+    shim = bench.add_pod(2)
+    assert shim is not None
+    shim.close()
+    why, message = bench.refused("ShimDead", dead(2))
+    assert why is RefusalReason.NOT_CONFIRMED
+    assert "lives: process 4002" in message
+
+
 def test_two_containerds_without_a_listener_are_not_told_apart(bench: Bench) -> None:
     bench.add_pod(2, lives=False)
     bench.node.add(900, "containerd", cgroup="/user.slice")

@@ -12,6 +12,7 @@ import pytest
 from agent.acts import RefusalReason
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector
 from agent.host.cgroups import Cgroups
+from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.procfs import Process
 from agent.model import Action, Finding, Target, TargetKind
 from agent.remediation.actions.restart_kubelet import RestartKubelet
@@ -152,6 +153,17 @@ def test_a_kubelet_that_does_not_listen_is_confirmed(bench: Bench) -> None:
 def test_another_fault_is_not_this_fault(bench: Bench, reason: str, mode: KubeletMode) -> None:
     bench.healthz.set_mode(mode)
     assert bench.refused(reason)[0] is RefusalReason.NOT_CONFIRMED
+
+
+@pytest.mark.parametrize("second", [Ending.ANSWERED, Ending.LEFT, None])
+def test_a_connection_that_was_merely_lost_is_no_timeout(bench: Bench, second: Ending | None) -> None:
+    """The second one, beside it, was answered, or not given its time, or never made."""
+    attempts: list[Attempt[Any]] = [
+        Attempt(ending, Phase.FIRST_BYTE, 0.3) for ending in (Ending.TIMEOUT, second) if ending
+    ]
+    remedy = bench.remedy()
+    remedy._ask = lambda *_: tuple(attempts)  # type: ignore[method-assign]
+    assert bench.refused("HealthzTimeout", remedy)[0] is RefusalReason.NOT_CONFIRMED
 
 
 def test_a_slow_kubelet_is_no_ground(bench: Bench) -> None:
