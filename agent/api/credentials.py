@@ -186,7 +186,7 @@ def _check(files: TlsFiles, found: Certificates) -> None:
         try:
             context.load_cert_chain(cert, key, password=lambda: b"")  # never ask on a terminal
         except (ssl.SSLError, ValueError, OSError) as error:
-            raise CertificateError(_pair_problem(files, error)) from error
+            raise CertificateError(_pair_problem(files, found, error)) from error
 
 
 def _check_authorities(path: str, pem: bytes) -> None:
@@ -200,12 +200,12 @@ def _check_authorities(path: str, pem: bytes) -> None:
         raise CertificateError(f"{path} holds no certificates in PEM form, or is only written in part")
 
 
-def _pair_problem(files: TlsFiles, error: Exception) -> str:
+def _pair_problem(files: TlsFiles, found: Certificates, error: Exception) -> str:
     reason = getattr(error, "reason", None)
+    if b"ENCRYPTED" in found.key:  # in the first lines of either form
+        return f"the key in {files.key_file} is encrypted; the agent needs it without a password"
     if reason == "KEY_VALUES_MISMATCH":
         return f"the key in {files.key_file} is not that of the certificate in {files.cert_file}"
-    if reason in {"BAD_DECRYPT", "BAD_PASSWORD_READ"}:
-        return f"the key in {files.key_file} is encrypted; the agent needs it without a password"
     words = str(reason).lower().replace("_", " ") if reason else "it is not in PEM form, or only written in part"
     return f"the key in {files.key_file} cannot be used with the certificate in {files.cert_file}: {words}"
 

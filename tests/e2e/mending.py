@@ -37,10 +37,15 @@ def mending(state_dir: Path, **actions: dict[str, Any]) -> dict[str, Any]:
 
 def found(agent: AgentProcess, fits: Callable[[Finding], bool], what: str) -> Finding:
     """Return the confirmed finding that fits, as soon as the agent has it."""
+    with Client(agent.endpoint) as client:
+        return found_by(client, fits, what)
+
+
+def found_by(client: Client, fits: Callable[[Finding], bool], what: str) -> Finding:
+    """The same, by a client of one's own."""
 
     def look() -> Finding | None:
-        with Client(agent.endpoint) as client:
-            report = client.get_node_report()
+        report = client.get_node_report()
         active = (active.finding for condition in report.conditions for active in condition.findings)
         return next((finding for finding in active if fits(finding)), None)
 

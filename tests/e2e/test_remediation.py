@@ -12,16 +12,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from agent.acts import Outcome
-from agent.client import Client, ClientError
+from agent.client import Client, ClientError, ClientTls
 from agent.model import Action
 from agent.remediation.course import Step
-from tests.e2e.agent_process import AgentProcess
+from tests.e2e.agent_process import AgentProcess, free_port
 from tests.e2e.conftest import settings_for
-from tests.e2e.mending import about, all_gone, found, ledger_rows, mending, nodediag, reason_of, refusal_of, untouched
+from tests.e2e.mending import (
+    about,
+    all_gone,
+    found,
+    found_by,
+    ledger_rows,
+    mending,
+    nodediag,
+    reason_of,
+    refusal_of,
+    untouched,
+)
 from tests.lab import cgroups, shim_faults, zombies
+from tests.lab.certificates import Authority, Projected
 from tests.lab.containerd import Containerd
 from tests.lab.containers import delete_container, run_container, run_containers
 from tests.lab.dns_servers import DnsServer
@@ -217,6 +230,64 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 def _unless(error: ClientError, word: str) -> ClientError | None:
     return None if reason_of(error) == word else error
+
+
+def test_over_tcp_only_those_callers_act_whom_the_settings_allow_it(node: Mender, tmp_path: Path) -> None:
+    victim = node.victim("over-tcp")
+    authority = Authority("callers and agents")
+    files = Projected(tmp_path / "server")
+    files.swap(authority.issue("127.0.0.1"), authority.pem)
+    tls = {"cert_file": str(files.cert), "key_file": str(files.key), "client_ca_file": str(files.ca)}
+    callers = [
+        {"identity": "killer.ops", "actions": ["KillShim"]},
+        {"identity": "thawer.ops", "actions": ["ThawCgroup"]},
+    ]
+    endpoint = f"127.0.0.1:{free_port()}"
+    settings = node.settings(**mending(tmp_path / "state"), grpc={"listen": endpoint, "tls": tls, "callers": callers})
+
+    def client(name: str) -> Client:
+        cert, key = authority.issue(name).write(tmp_path, name)
+        return Client(endpoint, tls=ClientTls(str(cert), str(key), str(files.ca)))
+
+    with shim_faults.stopped_shim(victim), untouched(node.neighbours), AgentProcess(tmp_path, settings):
+        with client("killer.ops") as killer, client("thawer.ops") as thawer, client("stranger.ops") as stranger:
+            target = found_by(killer, about(victim), "the hung shim is named").target
+            with pytest.raises(ClientError) as unknown:
+                stranger.remediate(Action.KILL_SHIM, target)
+            with pytest.raises(ClientError) as not_allowed:
+                thawer.remediate(Action.KILL_SHIM, target)
+            assert not has_ended(victim.shim)
+            done = killer.remediate(Action.KILL_SHIM, target)
+            assert done.outcome is Outcome.VERIFIED, done.message
+            assert (done.request.caller, killer.list_remediations()) == ("killer.ops", (done,))
+    assert unknown.value.code is grpc.StatusCode.PERMISSION_DENIED
+    assert "stranger.ops" in str(unknown.value)
+    assert reason_of(not_allowed.value) == "CALLER_NOT_ALLOWED"
+    node.containerd.forget(victim)
+    wait_until(node.agent.all_well, 20, "the node is well again")
+
+
+def test_the_example_controller_mends_what_it_is_told_to_watch_for(node: Mender, tmp_path: Path) -> None:
+    victim = node.victim("example")
+    example = [sys.executable, "examples/controller.py", "--endpoint", node.agent.endpoint]
+    with (
+        shim_faults.frozen_shim(victim),
+        untouched(node.neighbours),
+        subprocess.Popen([*example, "--lease", str(tmp_path / "lease")], stderr=subprocess.DEVNULL) as controller,
+    ):
+        try:
+            wait_until(lambda: _outcome_about(node.agent, victim), 60, "the controller had it mended")
+        finally:
+            controller.terminate()
+        assert _outcome_about(node.agent, victim) == "verified"
+    wait_until(node.agent.all_well, 20, "the node is well again")
+    delete_container(node.containerd, victim)
+
+
+def _outcome_about(agent: AgentProcess, victim: Container) -> str:
+    """What came of the last thing that was asked about a container and is over; empty if nothing."""
+    about_it = [row for row in ledger_rows(agent) if row["target"].get("containerId") == victim.id]
+    return next((row["outcome"] for row in about_it if row["outcome"] not in {"running", "refused"}), "")
 
 
 # -- at most once

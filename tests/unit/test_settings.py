@@ -348,8 +348,6 @@ def test_a_file_that_cannot_be_read_is_refused_plainly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("grpc: {tls: {cert_file: /tls.crt}}", "gRPC over TCP"),
-        ("grpc: {callers: [{identity: controller, actions: [KillShim]}]}", "gRPC over TCP"),
         ("kubelet: {api_url: 'https://127.0.0.1:10250'}", "client of the kubelet's API"),
         ("kubelet: {insecure_skip_verify: true}", "client of the kubelet's API"),
     ],
@@ -359,20 +357,25 @@ def test_what_this_version_cannot_do_is_refused_not_ignored(refused: Refuse, tex
     assert f"this version has no {what} yet: leave it out; it is " in told
 
 
+UNIX_OR_TCP = "must be unix: and an absolute path, such as unix:/run/nodediag/nodediag.sock; or host:port, such as"
+
+
 @pytest.mark.parametrize(
     ("listen", "what"),
     [
-        ("0.0.0.0:9798", "on a Unix socket only, not over TCP: must be unix:PATH"),
-        ("[::1]:9798", "on a Unix socket only, not over TCP: must be unix:PATH"),
-        ("/run/nodediag.sock", "must be unix: and an absolute path, such as unix:/run/nodediag/nodediag.sock"),
-        ("unix:", "must be unix: and an absolute path"),
-        ("unix:nodediag.sock", "must be unix: and an absolute path"),
-        ("unix:@nodediag", "must be unix: and an absolute path"),
-        ("vsock:1:2", "must be unix: and an absolute path"),
+        ("/run/nodediag.sock", UNIX_OR_TCP),
+        ("unix:", UNIX_OR_TCP),
+        ("unix:nodediag.sock", UNIX_OR_TCP),
+        ("unix:@nodediag", UNIX_OR_TCP),
+        ("vsock:1:2", UNIX_OR_TCP),
+        ("10.0.0.7", UNIX_OR_TCP),
+        (":9798", UNIX_OR_TCP),
+        ("10.0.0.7:65536", UNIX_OR_TCP),
+        ("/x:9798", UNIX_OR_TCP),
         (f"unix:/{'x' * 107}", "must be at most 107 bytes"),
     ],
 )
-def test_the_api_is_served_on_a_unix_socket_or_not_at_all(refused: Refuse, listen: str, what: str) -> None:
+def test_the_api_is_served_on_a_unix_socket_an_address_or_not_at_all(refused: Refuse, listen: str, what: str) -> None:
     (told,) = refused(f"grpc: {{listen: '{listen}'}}")
     assert what in told
 
@@ -380,6 +383,77 @@ def test_the_api_is_served_on_a_unix_socket_or_not_at_all(refused: Refuse, liste
 @pytest.mark.parametrize("listen", ["", "unix:/run/x.sock", "unix:///run/x.sock", f"unix:/{'x' * 106}"])
 def test_where_the_api_may_be_served(loaded: Load, listen: str) -> None:
     assert loaded(f"grpc: {{listen: '{listen}'}}").settings.grpc.listen == listen
+
+
+TLS = "tls: {cert_file: /c, key_file: /k, client_ca_file: /ca}"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9798", "[::1]:9798", "127.0.0.1:0", "node.example:9798"])
+def test_over_tcp_with_certificates_and_callers(loaded: Load, listen: str) -> None:
+    ids = ["spiffe://example.org/ns/ops/sa/controller", "spiffe://a.b/c-1_2.3", "reader", "Reader.ops.svc", "a_b.c-d"]
+    callers = ", ".join(f"{{identity: '{each}', actions: [KillShim, ThawCgroup]}}" for each in ids[:-1])
+    grpc = loaded(f"grpc: {{listen: '{listen}', {TLS}, callers: [{callers}, {{identity: {ids[-1]}}}]}}").settings.grpc
+    assert [caller.identity for caller in grpc.callers] == ids
+    assert [caller.actions for caller in grpc.callers] == [("KillShim", "ThawCgroup")] * 4 + [()]
+
+
+def test_over_tcp_everything_that_is_missing_is_told_at_once(refused: Refuse) -> None:
+    assert refused("grpc: {listen: '0.0.0.0:9798'}") == [
+        "grpc.tls.cert_file: must be set to serve gRPC over TCP (grpc.listen is 0.0.0.0:9798)",
+        "grpc.tls.key_file: must be set to serve gRPC over TCP (grpc.listen is 0.0.0.0:9798)",
+        "grpc.tls.client_ca_file: must be set to serve gRPC over TCP (grpc.listen is 0.0.0.0:9798)",
+        "grpc.callers: must name at least one caller to serve gRPC over TCP, or nobody could call",
+    ]
+
+
+@pytest.mark.parametrize(("listen", "where"), [("unix:/n.sock", "on a Unix socket"), ("", "where no API is served")])
+def test_certificates_and_callers_that_would_count_for_nothing_are_refused(
+    refused: Refuse, listen: str, where: str
+) -> None:
+    told = refused(f"grpc: {{listen: '{listen}', tls: {{key_file: /k}}, callers: [{{identity: reader}}]}}")
+    assert [line.split(": ", 1)[1] for line in told] == [
+        f"grpc.tls.key_file: has no effect {where} (grpc.listen): leave it out, or set grpc.listen to host:port",
+        f"grpc.callers: has no effect {where} (grpc.listen): leave it out, or set grpc.listen to host:port",
+    ]
+
+
+NO_ID = "must be a SPIFFE ID, such as spiffe://example.org/ns/ops/sa/controller, or a DNS name, such as"
+
+
+@pytest.mark.parametrize(
+    ("caller", "path", "what"),
+    [
+        ("{actions: [KillShim]}", "identity", "must be set: a SPIFFE ID or DNS name"),
+        ("{identity: ''}", "identity", NO_ID),
+        ("{identity: '*.ops.svc'}", "identity", "must be one identity: wildcards are not matched"),
+        ("{identity: 'spiffe://example.org/*'}", "identity", "must be one identity: wildcards are not matched"),
+        ("{identity: 'spiffe://example.org'}", "identity", NO_ID),
+        ("{identity: 'spiffe://example.org/'}", "identity", NO_ID),
+        ("{identity: 'spiffe://example.org/a/../b'}", "identity", NO_ID),
+        ("{identity: 'spiffe://Example.org/a'}", "identity", NO_ID),
+        ("{identity: 'https://example.org/a'}", "identity", NO_ID),
+        ("{identity: 'CN=controller'}", "identity", NO_ID),
+        ("{identity: '10.0.0.1'}", "identity", NO_ID),
+        ("{identity: 'reader '}", "identity", NO_ID),
+        ('{identity: "reader\\0.example"}', "identity", NO_ID),
+        ("{identity: 'réader'}", "identity", NO_ID),
+        ("{identity: reader, actions: [KillShimm]}", "actions", "must be names of actions, each once; there are: Kill"),
+        ("{identity: reader, actions: [None]}", "actions", "must be names of actions"),
+        ("{identity: reader, actions: [KillShim, KillShim]}", "actions", "must be names of actions, each once"),
+        ("{identity: known}", "identity", "is that of grpc.callers[0] too; name each caller once"),
+    ],
+)
+def test_a_caller_that_could_not_be_told_from_others_is_refused(
+    refused: Refuse, caller: str, path: str, what: str
+) -> None:
+    (told,) = refused(f"grpc: {{listen: '127.0.0.1:9798', {TLS}, callers: [{{identity: known}}, {caller}]}}")
+    assert f"grpc.callers[1].{path}: {what}" in told
+
+
+@pytest.mark.parametrize("path", ["tls.crt", "~/tls.crt"])
+def test_a_certificate_is_named_by_its_whole_path(refused: Refuse, path: str) -> None:
+    (told,) = refused(f"grpc: {{tls: {{cert_file: '{path}'}}}}")
+    assert "grpc.tls.cert_file: must be the absolute path of a file" in told
 
 
 @pytest.mark.parametrize(

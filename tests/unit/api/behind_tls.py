@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agent.client import Client, ClientTls
 from agent.model import Action
 from agent.pipeline.board import Board
 from agent.pipeline.feed import Feed
+from agent.remediation.evidence import EvidenceStore
 from tests.lab.certificates import Authority, Issued, Name, Projected
 from tests.unit.builders import RealClock
 from tests.unit.doubles import DIRTY, SICK
@@ -39,7 +41,10 @@ class TlsAgent:
         self.renew()
         board = Board("worker-3", RealClock())
         feed = Feed(board)
-        services = (diagnostics(Diagnostics(board, feed, (SICK, DIRTY))), *self.services)
+        services = (
+            diagnostics(Diagnostics(board, feed, (SICK, DIRTY), EvidenceStore(self.folder / "evidence", time.time))),
+            *self.services,
+        )
         self.board = board
         self.api = ApiServer(self.place, board, feed, services)
 

@@ -288,7 +288,7 @@ sys.stdin.readline()
 api.stop()
 """
 CALL = """
-import grpc, os, sys
+import grpc, grpc._channel, os, sys
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
 with grpc.insecure_channel("unix:" + sys.argv[1]) as channel:
     try:

@@ -1,6 +1,7 @@
 """The API on a real socket: what it answers, what it refuses, and that nobody can hold it."""
 
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ from agent.model import (
 from agent.pipeline.board import Board, Entry
 from agent.pipeline.feed import MAX_WATCHERS, Feed
 from agent.remediation.evidence import EvidenceStore
+from tests.lab.certificates import Authority
 from tests.lab.waiting import wait_until
+from tests.unit.api.behind_tls import READER, TlsAgent
 from tests.unit.builders import RealClock
 from tests.unit.doubles import DIRTY, SICK, finding
 
@@ -527,3 +530,126 @@ def test_grpc_is_not_loaded_by_who_does_not_need_it() -> None:
         "assert not {'grpc', 'google.rpc', 'grpc_health', 'grpc_reflection'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+# -- over TCP
+
+
+@pytest.fixture
+def over_tcp(tmp_path: Path) -> Iterator[TlsAgent]:
+    agent = TlsAgent(tmp_path / "tls")
+    yield agent
+    agent.api.stop()
+
+
+def at(agent: TlsAgent, listen: str) -> ApiServer:
+    return ApiServer(replace(agent.place, listen=listen), agent.board, Feed(agent.board), [])
+
+
+def test_port_0_is_one_that_is_free_and_it_is_told(over_tcp: TlsAgent) -> None:
+    assert over_tcp.api.endpoint == "127.0.0.1:0"
+    over_tcp.api.start()
+    assert re.fullmatch(r"127\.0\.0\.1:[1-9][0-9]*", over_tcp.api.endpoint)
+    with over_tcp.client(READER) as client:
+        assert client.get_node_report().node_name == "worker-3"
+
+
+def test_a_port_somebody_listens_on_is_not_shared(over_tcp: TlsAgent) -> None:
+    over_tcp.api.start()
+    second = at(over_tcp, over_tcp.api.endpoint)
+    with pytest.raises(EndpointInUseError, match=r"in use\. Set grpc.listen to an address of this node"):
+        second.start()
+    with socket.socket() as willing:
+        willing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        willing.bind(("127.0.0.1", 0))
+        willing.listen()
+        with pytest.raises(EndpointInUseError):
+            at(over_tcp, f"127.0.0.1:{willing.getsockname()[1]}").start()
+    with socket.socket() as late:
+        late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with pytest.raises(OSError, match="Address already in use"):
+            late.bind(("127.0.0.1", int(over_tcp.api.endpoint.split(":")[1])))
+
+
+@pytest.mark.parametrize(
+    ("listen", "why"),
+    [("192.0.2.1:0", "Cannot assign requested address"), ("no-such-host.invalid:9798", "[Nn]ame")],
+)
+def test_an_address_that_is_not_ours_is_told_plainly(over_tcp: TlsAgent, listen: str, why: str) -> None:
+    with pytest.raises(EndpointError, match=f"cannot serve gRPC on {listen}: .*{why}"):
+        at(over_tcp, listen).start()
+
+
+def test_a_name_is_served_on_at_one_address(over_tcp: TlsAgent) -> None:
+    api = at(over_tcp, "localhost:0")
+    api.start()
+    assert api.endpoint.startswith("localhost:")
+    with grpc.insecure_channel(api.endpoint) as channel, pytest.raises(grpc.RpcError):  # no certificate, no answer
+        health(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    api.stop()
+
+
+def test_without_callers_or_certificates_nothing_is_served_over_tcp(over_tcp: TlsAgent) -> None:
+    for place in (Place("127.0.0.1:0"), replace(over_tcp.place, callers=()), replace(over_tcp.place, tls=None)):
+        with pytest.raises(EndpointError, match=r"over TCP, grpc\.tls and grpc\.callers must be set"):
+            ApiServer(place, over_tcp.board, Feed(over_tcp.board), []).start()
+
+
+def test_a_start_that_failed_leaves_nothing_behind(make: Callable[[], Served], path: Path) -> None:
+    served = make()
+
+    def broken(_: grpc.Server) -> str:
+        raise RuntimeError("no such service")
+
+    served.api._services = (broken,)
+    with pytest.raises(RuntimeError, match="no such service"):
+        served.api.start()
+    assert list(path.parent.iterdir()) == []
+
+
+# -- the client over TCP
+
+
+def test_the_client_tells_what_is_wrong_with_certificates(over_tcp: TlsAgent, tmp_path: Path) -> None:
+    over_tcp.api.start()
+    other = Authority("other")
+    (tmp_path / "other.crt").write_bytes(other.pem)
+    good = over_tcp.identify(over_tcp.authority.issue(READER), "good")
+    late = over_tcp.identify(over_tcp.authority.issue(READER, seconds=-1), "late")
+    foreign = over_tcp.identify(other.issue(READER), "foreign")
+    cases = {
+        r"not signed by the authority you trust\. Is --ca": replace(good, ca_file=str(tmp_path / "other.crt")),
+        r"not made out to this host\. Is the host in --endpoint": replace(good, server_name="worker-4"),
+        r"because of your certificate\. Is it valid now, and signed by": late,
+        r"because of your certificate\. Is it valid now,.* and signed by an": foreign,
+    }
+    for told, tls in cases.items():
+        with Client(over_tcp.api.endpoint, tls=tls) as client, pytest.raises(ClientError, match=told):
+            client.get_node_report()
+    with Client(over_tcp.api.endpoint, tls=replace(good, server_name="localhost")) as client:
+        client.get_node_report()
+    over_tcp.files.swap(over_tcp.authority.issue("127.0.0.1", seconds=-1), over_tcp.authority.pem)
+    over_tcp.api.stop()
+    over_tcp.api.start()
+    with (
+        Client(over_tcp.api.endpoint, tls=good) as client,
+        pytest.raises(ClientError, match=r"its certificate has expired\. Is it renewed on the node"),
+    ):
+        client.get_node_report()
+
+
+def test_the_client_needs_certificates_over_tcp_and_there_alone(over_tcp: TlsAgent) -> None:
+    good = over_tcp.identify(over_tcp.authority.issue(READER), "good")
+    other = over_tcp.identify(over_tcp.authority.issue(READER), "other")
+    cases = {
+        r"over TCP \(10\.0\.0\.7:9798\) .* are needed: --cert, --key and --ca": None,
+        r"are needed: --cert, --key and --ca": replace(good, ca_file=""),
+        r"/nowhere cannot be read: No such file": replace(good, cert_file="/nowhere"),
+        r"the key that belongs to it.*key values mismatch": replace(good, key_file=other.key_file),
+        r"an authority, in PEM form": replace(good, ca_file=good.key_file),
+    }
+    for told, tls in cases.items():
+        with pytest.raises(ClientError, match=told):
+            Client("10.0.0.7:9798", tls=tls)
+    with pytest.raises(ClientError, match=r"are of no use on unix:/run/x\.sock: leave them out"):
+        Client("unix:/run/x.sock", tls=good)
