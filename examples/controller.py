@@ -14,7 +14,7 @@ from agent.acts import RefusalReason
 from agent.client import Client, ClientError
 from agent.model import Action, Finding
 
-POLICY = {"ShimUnresponsive": 60, "ShimWithoutContainers": 300, "ParentNotReaping": 600}  # reason: for how many seconds
+POLICY = {"ShimUnresponsive": 15, "ShimWithoutContainers": 300, "ParentNotReaping": 600}  # reason: for how many seconds
 SOON, LATER, DONE = 5.0, 300.0, 3600.0  # seconds of rest: unanswered; refused; done, and now a person should look
 log = logging.getLogger("controller")
 

@@ -267,29 +267,6 @@ def test_over_tcp_only_those_callers_act_whom_the_settings_allow_it(node: Mender
     wait_until(node.agent.all_well, 20, "the node is well again")
 
 
-def test_the_example_controller_mends_what_it_is_told_to_watch_for(node: Mender, tmp_path: Path) -> None:
-    victim = node.victim("example")
-    example = [sys.executable, "examples/controller.py", "--endpoint", node.agent.endpoint]
-    with (
-        shim_faults.frozen_shim(victim),
-        untouched(node.neighbours),
-        subprocess.Popen([*example, "--lease", str(tmp_path / "lease")], stderr=subprocess.DEVNULL) as controller,
-    ):
-        try:
-            wait_until(lambda: _outcome_about(node.agent, victim), 60, "the controller had it mended")
-        finally:
-            controller.terminate()
-        assert _outcome_about(node.agent, victim) == "verified"
-    wait_until(node.agent.all_well, 20, "the node is well again")
-    delete_container(node.containerd, victim)
-
-
-def _outcome_about(agent: AgentProcess, victim: Container) -> str:
-    """What came of the last thing that was asked about a container and is over; empty if nothing."""
-    about_it = [row for row in ledger_rows(agent) if row["target"].get("containerId") == victim.id]
-    return next((row["outcome"] for row in about_it if row["outcome"] not in {"running", "refused"}), "")
-
-
 # -- at most once
 
 
@@ -351,3 +328,31 @@ def _killed_at(node: Mender, folder: Path, step: Step) -> None:
         node.containerd.forget(victim)
     else:
         delete_container(node.containerd, victim)
+
+
+# -- by a controller
+
+
+def test_the_example_controller_mends_what_it_is_told_to_watch_for(node: Mender, tmp_path: Path) -> None:
+    victim = node.victim("example")
+    lease = tmp_path / "lease"
+    lease.write_text(f"{1000:020d}")  # later than every token seen so far
+    example = [sys.executable, "examples/controller.py", "--endpoint", node.agent.endpoint, "--lease", str(lease)]
+    with (
+        shim_faults.frozen_shim(victim),
+        untouched(node.neighbours),
+        subprocess.Popen(example, stderr=subprocess.DEVNULL) as controller,
+    ):
+        try:
+            wait_until(lambda: _outcome_about(node.agent, victim), 60, "the controller had it mended")
+        finally:
+            controller.terminate()
+        assert _outcome_about(node.agent, victim) == "verified"
+    wait_until(node.agent.all_well, 20, "the node is well again")
+    delete_container(node.containerd, victim)
+
+
+def _outcome_about(agent: AgentProcess, victim: Container) -> str:
+    """What came of the last thing that was asked about a container and is over; empty if nothing."""
+    about_it = [row for row in ledger_rows(agent) if row["target"].get("containerId") == victim.id]
+    return next((row["outcome"] for row in about_it if row["outcome"] not in {"running", "refused"}), "")
