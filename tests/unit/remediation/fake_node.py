@@ -27,7 +27,7 @@ PATIENCE = Patience(
     recheck=0.01,
     term=0.2,
     job=0.2,
-    kill=2.0,
+    kill=0.5,
     successor=0.5,
     answer=0.5,
 )

@@ -23,6 +23,7 @@ from agent.host.pods import Pods
 from agent.host.procfs import Process
 from agent.host.shims import ShimSense
 from agent.model import Action, Finding, Target, TargetKind
+from agent.remediation.actions import restart_containerd
 from agent.remediation.actions.restart_containerd import RestartContainerd
 from agent.remediation.remedy import Remedy
 from agent.remediation.systemd import Systemd
@@ -206,12 +207,13 @@ def test_while_a_shim_is_known_to_hang_nothing_is_restarted(bench: Bench) -> Non
     assert "Deal with them first (KillShim)" in message
 
 
-def test_while_a_shim_does_not_answer_now_nothing_is_restarted(bench: Bench) -> None:
+def test_while_a_shim_does_not_answer_now_nothing_is_restarted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The board does not know of it yet."""
+    monkeypatch.setattr(restart_containerd, "SHIM_SECONDS", 0.3)
     bench.add_pod(2, answers=False)
     why, message = bench.refused()
     assert why is RefusalReason.UNSAFE_NOW
-    assert "1 of 2 shims do not answer within 2 s: pod shop/web-0" in message
+    assert "1 of 2 shims do not answer within 0.3 s: pod shop/web-0" in message
 
 
 def main_process(bench: Bench, kill_mode: str = "process") -> Callable[[int], UnitStandin | None]:

@@ -15,6 +15,7 @@ from agent.host.cgroups import Cgroups
 from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.procfs import Process
 from agent.model import Action, Finding, Target, TargetKind
+from agent.remediation.actions import restart_kubelet
 from agent.remediation.actions.restart_kubelet import RestartKubelet
 from agent.remediation.remedy import ActError, Remedy
 from agent.remediation.restart_case import RestartCase
@@ -308,7 +309,10 @@ def test_a_successor_that_never_comes_did_not_help(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("mode", [KubeletMode.NEVER, KubeletMode.ERROR_500, KubeletMode.REFUSE])
-def test_a_successor_that_is_ill_too_did_not_help(bench: Bench, mode: KubeletMode) -> None:
+def test_a_successor_that_is_ill_too_did_not_help(
+    bench: Bench, mode: KubeletMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart_kubelet, "ASK_SECONDS", 0.3)
     bench.healthz.set_mode(KubeletMode.NEVER)
     with bench.confirm("HealthzTimeout") as case:
         performed(bench, case)
