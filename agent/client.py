@@ -295,7 +295,7 @@ _ADVICE = {
     "max connection age": (
         "it ends every connection within 10 minutes, so that certificates are looked at again. Ask or watch again."
     ),
-    "failed to connect.*Socket closed": (
+    "failed to connect.*(Socket closed|TSI_DATA_CORRUPTED|Connection reset)": (
         "it hangs up before a word is said, most likely because of your certificate. Is it valid now, and signed by an "
         "authority in the agent's grpc.tls.client_ca_file?"
     ),

@@ -5,15 +5,16 @@ Every call is looked at before its request is read, of whatever kind it is; only
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import grpc
 
 from agent.acts import Caller
 from agent.api import errors
-from agent.api.certificate_names import CertificateName, alternative_names
+from agent.api.certificate_names import CertificateName
 from agent.api.limits import REQUEST_SECONDS, STREAM_SECONDS, Deadlines
+from agent.api.reception import Visitor
 from agent.model import Action
 
 log = logging.getLogger("nodediag.api")
@@ -29,6 +30,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Recognize: TypeAlias = Callable[[grpc.ServicerContext], Caller]
 """Tells who calls. Raises StrangerError."""
+VisitorOf: TypeAlias = Callable[[str], Visitor | None]
+"""Tells who is behind a peer as grpc names it."""
 
 
 class StrangerError(Exception):
@@ -47,31 +50,29 @@ def caller_of(context: grpc.ServicerContext) -> Caller:
     return caller
 
 
-def by_user(user_of: Callable[[str], int | None]) -> Recognize:
+def by_user(visitor_of: VisitorOf) -> Recognize:
     """Recognize callers by the user the doorkeeper has let in, who may ask for everything."""
 
     def recognize(context: grpc.ServicerContext) -> Caller:
-        uid = user_of(context.peer())
-        if uid is None:
+        visitor = visitor_of(context.peer())
+        if visitor is None or visitor.uid is None:
             raise StrangerError(errors.unauthenticated("this call did not come through the agent's own socket"))
-        return Caller(f"unix:uid={uid}", ALL_ACTIONS)
+        return Caller(f"unix:uid={visitor.uid}", ALL_ACTIONS)
 
     return recognize
 
 
-def by_certificate(callers: Sequence[Caller]) -> Recognize:
+def by_certificate(visitor_of: VisitorOf, callers: Sequence[Caller]) -> Recognize:
     """Recognize callers by the URIs and DNS names in their certificate: just one of them must be an identity."""
     known = {caller.identity.encode(): caller for caller in callers}
 
     def recognize(context: grpc.ServicerContext) -> Caller:
-        pem = _shown_certificate(context)
-        try:
-            names = alternative_names(pem)
-        except ValueError as error:
-            raise StrangerError(errors.unauthenticated(f"your certificate cannot be read: {error}")) from error
-        found = {name.identity for name in names if name.identity in known}
+        visitor = visitor_of(context.peer())
+        if visitor is None or visitor.uid is not None:
+            raise StrangerError(errors.unauthenticated("a client certificate is needed to call this agent"))
+        found = {name.identity for name in visitor.names if name.identity in known}
         if len(found) != 1:
-            raise StrangerError(_unknown(names, found))
+            raise StrangerError(_unknown(visitor.names, found))
         return known[found.pop()]
 
     return recognize
@@ -142,15 +143,6 @@ class CallerCheck(grpc.ServerInterceptor):
             log.exception("a caller could not be recognized, and is refused")
             context.abort_with_status(errors.unauthenticated("the agent could not tell who calls"))
         setattr(context, _ATTRIBUTE, caller)
-
-
-def _shown_certificate(context: grpc.ServicerContext) -> bytes:
-    """Return the certificate of this call's connection, PEM. Raises StrangerError if none was verified."""
-    shown = cast("Mapping[str, Sequence[bytes]]", context.auth_context())  # the stubs know of one value each
-    pem = shown.get("x509_pem_cert", ())
-    if tuple(shown.get("transport_security_type", ())) != (b"ssl",) or len(pem) != 1:
-        raise StrangerError(errors.unauthenticated("a client certificate is needed to call this agent"))
-    return pem[0]
 
 
 def _unknown(names: Collection[CertificateName], found: Collection[bytes | None]) -> grpc.Status:

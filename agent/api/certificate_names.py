@@ -1,11 +1,11 @@
 r"""The names in a certificate: its subject alternative names (RFC 5280, section 4.2.1.6), read from the DER itself.
 
-grpc tells them too, but cut at the first zero byte, so that a certificate for `controller\0.example.org`, which an
-authority may sign without a thought, would pass for `controller`; and it mixes all kinds, so that an e-mail address or
-an IP address could pass for a DNS name. The certificate was verified before; what cannot be parsed is refused anyway.
+Read as they are: a library that takes them for C strings cuts them at the first zero byte, so that a certificate for
+`controller\0.example.org`, which an authority may sign without a thought, would pass for `controller`; and one that
+mixes all kinds takes an e-mail address or an IP address for a DNS name. grpc does both. The certificate was verified
+before; what cannot be parsed is refused anyway.
 """
 
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,10 +27,10 @@ class CertificateName:
         return self.value if self.kind in {DNS_NAME, URI} else None
 
 
-def alternative_names(pem: bytes) -> tuple[CertificateName, ...]:
-    """Return all alternative names of a PEM certificate, in its order. Raises ValueError if it cannot be read."""
+def alternative_names(der: bytes) -> tuple[CertificateName, ...]:
+    """Return all alternative names of a certificate, in its order. Raises ValueError if it cannot be read."""
     try:
-        return tuple(_names(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))))
+        return tuple(_names(der))
     except IndexError:
         raise ValueError("the certificate ends in the middle") from None
 

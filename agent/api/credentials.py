@@ -5,9 +5,8 @@ is whole: all files read from one state of their folders, key and certificate a 
 is not (a renewal in the middle, a mistake), the last that was good is kept, and the log says so once. A handshake never
 waits for a disk.
 
-Every handshake is given the certificates anew, even unchanged ones: grpc makes a new TLS context of them, and so no
-session is ever resumed. A resumed session would let a caller in whose certificate has expired meanwhile, for up to two
-days.
+Every connection gets a TLS context of its own, so that no session is ever resumed. A resumed session would let a caller
+in whose certificate has expired meanwhile.
 """
 
 import hashlib
@@ -20,9 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-import grpc
-
 from agent.api.endpoint import TlsFiles
+from agent.api.reception import HTTP2
 
 log = logging.getLogger("nodediag.api")
 
@@ -57,7 +55,7 @@ class Certificates:
 
 
 class CertificateWatch:
-    """Keeps the certificates of these files; `load` once, then `start`. `credentials` are for grpc."""
+    """Keeps the certificates of these files; `load` once, then `start`. Then `context` serves each connection."""
 
     def __init__(self, files: TlsFiles, period_seconds: float = PERIOD_SECONDS) -> None:
         self._files = files
@@ -77,14 +75,11 @@ class CertificateWatch:
         except SwappedError as error:
             raise CertificateError(str(error)) from error
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """Return credentials that follow the files; a caller without a certificate of our authorities gets no answer.
-
-        To be called after `load`.
-        """
-        return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._configuration, require_client_authentication=True
-        )
+    def context(self) -> ssl.SSLContext:
+        """Return a TLS context for one connection, with the certificates of now. To be called after `load`."""
+        if self._current is None:
+            raise CertificateError("no certificates are loaded")
+        return _context(self._current)
 
     def start(self) -> None:
         """Follow the files until `stop`."""
@@ -94,12 +89,6 @@ class CertificateWatch:
     def stop(self) -> None:
         """Follow them no more. The thread may be held by a disk that hangs, and is not waited for."""
         self._stop.set()
-
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        now = self._current
-        if now is None:
-            raise CertificateError("no certificates are loaded")
-        return grpc.ssl_server_certificate_configuration([(now.key, now.cert)], root_certificates=now.client_ca)
 
     def _follow(self) -> None:
         while not self._stop.wait(self._period):
@@ -178,15 +167,26 @@ def _content(path: str) -> bytes:
 
 
 def _check(files: TlsFiles, found: Certificates) -> None:
-    """Make sure that grpc can use just these bytes. Raises CertificateError."""
+    """Make sure that just these bytes can be served with. Raises CertificateError."""
     _check_authorities(files.cert_file, found.cert)
     _check_authorities(files.client_ca_file, found.client_ca)
+    try:
+        _context(found)
+    except (ssl.SSLError, ValueError, OSError) as error:
+        raise CertificateError(_pair_problem(files, found, error)) from error
+
+
+def _context(certificates: Certificates) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with _as_file(found.cert) as cert, _as_file(found.key) as key:
-        try:
-            context.load_cert_chain(cert, key, password=lambda: b"")  # never ask on a terminal
-        except (ssl.SSLError, ValueError, OSError) as error:
-            raise CertificateError(_pair_problem(files, found, error)) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+    context.num_tickets = 0
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols([HTTP2])
+    context.load_verify_locations(cadata=certificates.client_ca.decode("ascii"))
+    with _as_file(certificates.cert) as cert, _as_file(certificates.key) as key:
+        context.load_cert_chain(cert, key, password=lambda: b"")  # never ask on a terminal
+    return context
 
 
 def _check_authorities(path: str, pem: bytes) -> None:

@@ -1,37 +1,39 @@
-"""Lets in who may come: looks at the user behind every connection on the Unix socket before a byte of it is read.
+"""Lets in who may come: looks at who is behind every connection before a byte of it reaches grpc.
 
-The mode of a socket file is not enough: a `chmod`, or a bind mount with other ideas, opens it to everybody. The kernel
-knows who connects (SO_PEERCRED, unix(7)), but grpc neither asks nor tells. So the socket that is seen is ours; grpc
-listens on one that nobody can reach, because its file is removed as soon as it is made and only our own descriptor of
-it is left; and one thread copies bytes between the two. Only our own user and root are let in.
+On a Unix socket the mode of the file is not enough: a `chmod`, or a bind mount with other ideas, opens it to everybody.
+The kernel knows who connects, but grpc neither asks nor tells. Over TCP, grpc's certificates that change while it
+serves crash it when two connect at once (grpc/grpc#36693), and it lets callers resume sessions whose certificate has
+expired since. So the socket that is seen is ours; grpc listens on one that nobody can reach (`agent.api.hidden`); and
+one thread receives callers (`agent.api.reception`) and copies bytes between the two (`agent.api.relay`).
 
-grpc sees the name our end of a connection is bound to, and so a servicer can tell which user calls.
+grpc sees the name our end of a connection is bound to, and so a servicer can tell who calls.
 
-Everything is bounded: connections, and what is read of one side before the other has taken it (`agent.api.relay`).
-The thread sleeps while nothing moves.
+Everything is bounded: connections, how long one may take to show who it is, and what is read of one side before the
+other has taken it. The thread sleeps while nothing moves.
 """
 
 import errno
 import itertools
 import logging
-import os
 import secrets
 import selectors
 import socket
-import struct
-import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
-from agent.api.endpoint import SCHEME, path_of, take_path
+from agent.api.hidden import HiddenSocket
+from agent.api.reception import Arrival, NotAdmittedError, Reception, Visitor
 from agent.api.relay import READ, Relay
 
 log = logging.getLogger("nodediag.api")
 
 MAX_CONNECTIONS = 128
-"""Open at once; one more is closed at once. Enough for a hundred callers, whom grpc then tells what is too many."""
+"""Let in at once; one more is closed at once. Enough for a hundred callers, whom grpc then tells what is too many."""
+MAX_ARRIVALS = 32
+"""Connections that have not shown yet who they are; for one more, the one that has taken longest goes."""
+ARRIVAL_SECONDS = 10.0
 PIECE_BYTES = 64 * 1024
 """What is read at once, and so what may wait for the other side, in each direction."""
 ACCEPTED_AT_ONCE = 16
@@ -39,77 +41,31 @@ PAUSE_SECONDS = 0.2
 """How long nobody is let in after the system had no descriptor or memory left for it."""
 LOG_SECONDS = 60.0
 """One kind of message about those who were not let in comes at most this often."""
-ROOT = 0
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_CREDENTIALS = struct.Struct("iII")
-"""struct ucred: pid, uid, gid (unix(7))."""
-
-
-class HiddenSocket:
-    """The place grpc listens on: made in a folder only we can enter, and then taken away from there.
-
-    A descriptor opened with O_PATH can be connected to through /proc/self/fd after the file is gone, and leaves nothing
-    to clean up after a crash. It also spares the limit on the length of a path.
-    """
-
-    def __init__(self, beside: Path) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix=".nodediag-", dir=beside))  # mode 0700
-        self._name = secrets.token_hex(8)
-        self._descriptors = [os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
-        self._path = f"/proc/self/fd/{self._descriptors[0]}/{self._name}"
-        self.address = f"{SCHEME}{self._path}"
-
-    def hide(self) -> None:
-        """Take the file away, now that grpc listens there. Raises OSError."""
-        self._descriptors.append(os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
-        self._path = f"/proc/self/fd/{self._descriptors[-1]}"
-        self._remove()
-
-    def connect(self, name: str) -> socket.socket:
-        """Return a connection to it, our end bound to this abstract name. Raises OSError."""
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.setblocking(False)
-            connection.bind(f"\0{name}")
-            connection.connect(self._path)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def close(self) -> None:
-        """Forget it."""
-        self._remove()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-    def _remove(self) -> None:
-        with suppress(OSError):
-            (self._folder / self._name).unlink(missing_ok=True)
-            self._folder.rmdir()
 
 
 class Doorkeeper:
-    """Keeps the socket of `endpoint` (unix:PATH), and lets root and our own user in to grpc at `inner.address`.
+    """Lets callers of `listener` in to what listens at `inner.address`; owns both. `on_close` is called by its end."""
 
-    Made, it holds the place; once started, it lets callers in. Raises EndpointError and OSError.
-    """
-
-    def __init__(self, endpoint: str, limit: int = MAX_CONNECTIONS) -> None:
-        self._welcome = frozenset({ROOT, os.geteuid()})
+    def __init__(
+        self,
+        listener: socket.socket,
+        reception: Reception,
+        inner: HiddenSocket,
+        on_close: Callable[[], object] = lambda: None,
+        limit: int = MAX_CONNECTIONS,
+    ) -> None:
+        listener.setblocking(False)
+        self.inner = inner
+        self._listener = listener
+        self._reception = reception
+        self._on_close = on_close
         self._limit = limit
-        self._path = path_of(endpoint)
         self._prefix = f"nodediag.{secrets.token_hex(16)}."
         self._numbers = itertools.count()
-        self._listener = take_path(endpoint)
-        self._listener.setblocking(False)
-        self._file = _inode(self._path)
-        try:
-            self.inner = HiddenSocket(self._path.parent)
-        except BaseException:
-            self._shut()
-            raise
-        self._relays: set[Relay] = set()
+        self._arrivals: dict[Arrival, float] = {}
+        self._relays: dict[Relay, str] = {}
+        self._visitors: dict[str, Visitor] = {}
         self._scratch = memoryview(bytearray(PIECE_BYTES))
         self._told: dict[str, float] = {}
         self._selector = selectors.DefaultSelector()
@@ -127,14 +83,12 @@ class Doorkeeper:
         self._thread = threading.Thread(target=self._keep, name="api-door", daemon=True)
         self._thread.start()
 
-    def user_of(self, peer: str) -> int | None:
-        """Return the user id behind a peer as grpc names it; None if it did not come through this door."""
-        prefix = f"unix-abstract:{self._prefix}"
-        uid = peer.removeprefix(prefix).partition(".")[0]
-        return int(uid) if peer.startswith(prefix) and uid.isascii() and uid.isdigit() else None
+    def visitor(self, peer: str) -> Visitor | None:
+        """Return who is behind a peer as grpc names it; None if it did not come through this door, or has left."""
+        return self._visitors.get(peer.removeprefix("unix-abstract:"))
 
     def close(self) -> None:
-        """Let nobody in any more, and remove the socket file; who is in stays."""
+        """Let nobody in any more; who is in stays."""
         self._closing = True
         if self._thread:
             self._ring()
@@ -162,14 +116,13 @@ class Doorkeeper:
                     self._answer_the_door()
                 elif key.fileobj is self._bell:
                     self._bell.recv(PIECE_BYTES)
+                elif isinstance(key.data, Relay):
+                    self._move(key.data, key.fileobj, mask)
                 else:
-                    relay, side = key.data
-                    self._move(relay, side, mask)
-            if self._closing:
-                self._shut()
-            elif self._reopen_at is not None and time.monotonic() >= self._reopen_at:
-                self._reopen_at = None
-                self._selector.register(self._listener, READ)
+                    self._receive(key.data)
+            self._mind_the_time()
+        for arrival in tuple(self._arrivals):
+            self._turn_away(arrival)
         for relay in tuple(self._relays):
             self._drop(relay)
         self._selector.close()
@@ -181,70 +134,115 @@ class Doorkeeper:
 
     def _seconds_to_sleep(self) -> float | None:
         moments = [moment for moment in (self._end_at, self._reopen_at) if moment is not None]
+        moments += itertools.islice(self._arrivals.values(), 1)  # the first of them is due first
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
+    def _mind_the_time(self) -> None:
+        now = time.monotonic()
+        for arrival in [arrival for arrival, due in self._arrivals.items() if due <= now]:
+            self._turn_away(arrival)
+        if self._closing:
+            self._shut()
+        elif self._reopen_at is not None and now >= self._reopen_at:
+            self._reopen_at = None
+            self._selector.register(self._listener, READ)
+
     def _answer_the_door(self) -> None:
+        for caller in self._accepted():
+            try:
+                caller.setblocking(False)
+                arrival = self._reception(caller)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one must not close the door to all
+                self._tell("a caller was shut out: it could not be received", why=str(error))
+                caller.close()
+                continue
+            if len(self._arrivals) >= MAX_ARRIVALS:
+                self._turn_away(next(iter(self._arrivals)))
+            self._arrivals[arrival] = time.monotonic() + ARRIVAL_SECONDS
+            self._receive(arrival)
+
+    def _accepted(self) -> Iterator[socket.socket]:
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                caller = self._listener.accept()[0]
+                yield self._listener.accept()[0]
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _SCARCE:
                     self._rest(error)
                     return
-                continue  # it has gone already
-            self._admit(caller)
+                # else it has gone already
 
-    def _admit(self, caller: socket.socket) -> None:
-        """Let a caller in, or close its connection."""
+    def _receive(self, arrival: Arrival) -> None:
+        """Go on with an arrival: wait, let it in, or turn it away."""
+        if arrival not in self._arrivals:
+            return  # turned away in this very round
         try:
-            uid = _CREDENTIALS.unpack(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
-            if uid not in self._welcome:
-                self._tell("a user who may not call was shut out", uid=uid)
-            elif len(self._relays) >= self._limit:
-                self._tell("a caller was shut out: there are too many connections", limit=self._limit)
+            found = arrival.step()
+            if isinstance(found, Visitor):
+                self._let_in(arrival, found)
             else:
-                caller.setblocking(False)
-                self._connect(caller, self.inner.connect(f"{self._prefix}{uid}.{next(self._numbers)}"))
-                return
+                self._wait_for(arrival.socket, found, arrival)
+        except NotAdmittedError as refused:
+            self._tell(str(refused), **refused.what)
         except OSError as error:
-            self._tell("a caller was shut out: it could not be connected with grpc", why=error.strerror or str(error))
-        caller.close()
+            self._tell("a caller was shut out: its connection broke", why=error.strerror or str(error))
+        except Exception:
+            log.exception("a caller was shut out: it could not be received")
+        else:
+            return
+        self._turn_away(arrival)
 
-    def _connect(self, caller: socket.socket, inner: socket.socket) -> None:
-        relay = Relay(caller, inner, self._scratch)
-        self._relays.add(relay)
-        for side in relay.sockets:
-            self._selector.register(side, READ, (relay, side))
+    def _let_in(self, arrival: Arrival, visitor: Visitor) -> None:
+        if len(self._relays) >= self._limit:
+            raise NotAdmittedError("a caller was shut out: there are too many connections", limit=self._limit)
+        name = f"{self._prefix}{next(self._numbers)}"
+        inside = self.inner.connect(name)
+        del self._arrivals[arrival]
+        relay = Relay(arrival.socket, inside, self._scratch)
+        self._relays[relay] = name
+        self._visitors[name] = visitor
+        self._await(relay)
+        self._move(relay, arrival.socket, READ)  # a TLS socket may hold already what the system would not tell of
 
-    def _move(self, relay: Relay, side: socket.socket, mask: int) -> None:
-        """Copy what has come; a pair of which one side is broken, or both have ended, is closed."""
+    def _move(self, relay: Relay, side: object, mask: int) -> None:
+        """Copy what has come; when one side is broken, or the inside has ended, all of it is closed."""
         if relay not in self._relays:
             return  # closed in this very round
         try:
-            relay.move(side, mask)
+            for each in relay.sockets:
+                if each is side:
+                    relay.move(each, mask)
         except OSError:
             self._drop(relay)
             return
         if relay.done:
             self._drop(relay)
-            return
-        for each in relay.sockets:
-            self._wait_for(relay, each)
+        else:
+            self._await(relay)
 
-    def _wait_for(self, relay: Relay, side: socket.socket) -> None:
+    def _await(self, relay: Relay) -> None:
+        for side in relay.sockets:
+            self._wait_for(side, relay.awaited(side), relay)
+
+    def _wait_for(self, side: socket.socket, mask: int, data: Relay | Arrival) -> None:
         """Wait for just what can be used: anything else that is ready would wake us for ever."""
-        mask, key = relay.awaited(side), self._selector.get_map().get(side)
+        key = self._selector.get_map().get(side)
         if key is None and mask:
-            self._selector.register(side, mask, (relay, side))
+            self._selector.register(side, mask, data)
         elif key is not None and not mask:
             self._selector.unregister(side)
-        elif key is not None and key.events != mask:
-            self._selector.modify(side, mask, (relay, side))
+        elif key is not None and (key.events != mask or key.data is not data):
+            self._selector.modify(side, mask, data)
+
+    def _turn_away(self, arrival: Arrival) -> None:
+        if self._arrivals.pop(arrival, None) is not None:
+            with suppress(KeyError):
+                self._selector.unregister(arrival.socket)
+            arrival.socket.close()
 
     def _drop(self, relay: Relay) -> None:
-        self._relays.discard(relay)
+        self._visitors.pop(self._relays.pop(relay), None)
         for side in relay.sockets:
             with suppress(KeyError):
                 self._selector.unregister(side)
@@ -257,25 +255,17 @@ class Doorkeeper:
         self._tell("callers have to wait", why=error.strerror)
 
     def _shut(self) -> None:
-        """Close the listening socket and remove its file, unless another agent's lies there by now."""
         if self._listener.fileno() < 0:
             return
-        with suppress(KeyError, AttributeError):
+        with suppress(KeyError):
             self._selector.unregister(self._listener)
         self._reopen_at = None
         self._listener.close()
-        with suppress(OSError):
-            if _inode(self._path) == self._file:
-                self._path.unlink()
+        self._on_close()
 
     def _tell(self, message: str, **what: object) -> None:
         """Log, but each kind of message only once in a while: who is shut out may come again at once."""
         now = time.monotonic()
         if now - self._told.get(message, -LOG_SECONDS) >= LOG_SECONDS:
             self._told[message] = now
-            log.warning(message, extra={**what, "socket": str(self._path)})
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    found = path.lstat()
-    return found.st_dev, found.st_ino
+            log.warning(message, extra=what)

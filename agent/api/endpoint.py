@@ -11,6 +11,8 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -84,27 +86,39 @@ def take_path(endpoint: str) -> socket.socket:
         raise EndpointError(_why_not(endpoint, f"{error.strerror or error}")) from error
 
 
-def free_address(listen: str) -> str:
-    """Return `listen` with its host as one numeric address, having seen that it can be taken. Raises EndpointError.
-
-    grpc tells no reason if it cannot listen, and of a name with several addresses it would take what it gets.
-    """
+def take_address(listen: str) -> socket.socket:
+    """Return a socket that listens at host:port, a name being taken for its first address. Raises EndpointError."""
     host, port = host_and_port(listen)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
-            trial.listen(1)  # two may be bound to a port nobody listens on
+        both = address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((str(address[0]), port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        what = f"cannot serve gRPC on {listen}: {error.strerror or error}. "
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         kind = EndpointInUseError if error.errno == errno.EADDRINUSE else EndpointError
         raise kind(
-            f"{what}Set grpc.listen to an address of this node and a port nobody listens on (ss -ltnp shows who does), "
+            f"cannot serve gRPC on {listen}: {why}. "
+            "Set grpc.listen to an address of this node and a port nobody listens on (ss -ltnp shows who does), "
             'to unix:PATH, or to "" to serve no API.'
         ) from error
-    numeric = str(address[0])
-    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
+
+
+def remover(endpoint: str) -> Callable[[], None]:
+    """Return what removes the socket file that lies at `unix:PATH` now, but no other that lies there later."""
+    path = path_of(endpoint)
+    file = _inode(path)
+
+    def remove() -> None:
+        with suppress(OSError):
+            if _inode(path) == file:
+                path.unlink()
+
+    return remove
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
 def _listening(path: Path) -> socket.socket:

@@ -15,8 +15,6 @@ MAX_RECEIVED_BYTES = 64 * 1024
 MAX_METADATA_BYTES = 8 * 1024
 MAX_STREAMS = 100
 """Calls on one connection."""
-MAX_TCP_CONNECTIONS = 128
-HANDSHAKE_SECONDS = 10.0
 REQUEST_SECONDS = 5.0
 """How long a call may stay without its request."""
 STREAM_SECONDS = 60.0
@@ -38,9 +36,6 @@ OPTIONS = (
     ("grpc.http2.bdp_probe", 0),  # so that the window, and what waits for a slow reader, stays small
 )
 TCP_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a port somebody else listens on is not shared in silence
-    ("grpc.max_allowed_incoming_connections", MAX_TCP_CONNECTIONS),
-    ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
     ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
     ("grpc.max_connection_age_ms", int(AGE_SECONDS * 1000)),
     ("grpc.max_connection_age_grace_ms", int(GRACE_SECONDS * 1000)),

@@ -6,23 +6,26 @@ how long a call may stay without its request (see `agent.api.limits`), and what 
 """
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent.api import endpoint as places
-from agent.api.callers import CallerCheck, Recognize, by_certificate, by_user
+from agent.api.callers import CallerCheck, by_certificate, by_user
 from agent.api.credentials import CertificateError, CertificateWatch
 from agent.api.doorkeeper import Doorkeeper
 from agent.api.endpoint import EndpointError, Place, TlsFiles
+from agent.api.hidden import HiddenSocket
 from agent.api.limits import MAX_CALLS, OPTIONS, TCP_OPTIONS, Deadlines
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
+from agent.api.reception import CertificateArrival, UserArrival
 from agent.pipeline.board import Board, Entry
 from agent.pipeline.feed import Feed
 
@@ -73,7 +76,7 @@ class ApiServer:
 
     def start(self) -> None:
         """Listen and serve until `stop`. Raises EndpointError."""
-        door = _door(self.listen, self._place)
+        door = _Door(self.listen, self._place)
         deadlines = Deadlines()
         try:
             server = grpc.server(
@@ -127,84 +130,79 @@ class ApiServer:
                 self._health.set(service, words.SERVING if serving else words.NOT_SERVING)
 
 
-class _Door(Protocol):
-    """One way in: takes its place when it is made, has grpc listen, and tells who comes."""
+class _Door:
+    """The way in: takes its place when it is made, and tells who comes. Raises EndpointError."""
 
-    endpoint: str
-    options: Options
-    recognize: Recognize
-
-    def listen(self, server: grpc.Server) -> None:
-        """Have grpc listen, before it starts. Raises EndpointError."""
-
-    def open(self) -> None:
-        """Let callers in; grpc has started."""
-
-    def close(self) -> None:
-        """Let nobody in any more."""
-
-    def stop(self, seconds: float) -> None:
-        """End; grpc has ended."""
-
-
-class _UnixDoor:
-    options: Options = ()
-
-    def __init__(self, listen: str) -> None:
-        self.endpoint = listen
-        try:
-            self._keeper = Doorkeeper(listen)
-        except OSError as error:
-            raise EndpointError(f"cannot serve gRPC on {listen}: {error.strerror or error}") from error
-        self.recognize = by_user(self._keeper.user_of)
-        self.close, self.stop = self._keeper.close, self._keeper.stop
+    def __init__(self, listen: str, place: Place) -> None:
+        self._watch: CertificateWatch | None = None
+        if places.is_unix(listen):
+            self.options: Options = ()
+            self.endpoint = listen
+            self._keeper = self._unix_keeper(listen)
+            self.recognize = by_user(self._keeper.visitor)
+        else:
+            if place.tls is None or not place.callers:
+                raise EndpointError(f"cannot serve gRPC on {listen}: over TCP, grpc.tls and grpc.callers must be set")
+            self.options = TCP_OPTIONS
+            self._watch = self._loaded(listen, place.tls)
+            listener = places.take_address(listen)
+            self.endpoint = f"{listen.rpartition(':')[0]}:{listener.getsockname()[1]}"
+            self._keeper = self._tcp_keeper(listener, self._watch)
+            self.recognize = by_certificate(self._keeper.visitor, place.callers)
 
     def listen(self, server: grpc.Server) -> None:
+        """Have grpc listen behind it, before it starts."""
         try:
             server.add_insecure_port(self._keeper.inner.address)
         except RuntimeError as error:
             raise EndpointError(f"cannot serve gRPC on {self.endpoint}: {error}") from error
 
     def open(self) -> None:
+        """Let callers in; grpc has started."""
+        if self._watch:
+            self._watch.start()
         self._keeper.start()
 
-
-class _TcpDoor:
-    options: Options = TCP_OPTIONS
-
-    def __init__(self, listen: str, place: Place, tls: TlsFiles) -> None:
-        self.endpoint = listen
-        self.recognize = by_certificate(place.callers)
-        self._watch = CertificateWatch(tls)
-        try:
-            self._watch.load()
-        except CertificateError as error:
-            raise EndpointError(f"cannot serve gRPC on {listen}: {error}. See the settings grpc.tls.") from error
-        self._address = places.free_address(listen)
-
-    def listen(self, server: grpc.Server) -> None:
-        try:
-            port = server.add_secure_port(self._address, self._watch.credentials())
-        except RuntimeError as error:
-            raise EndpointError(f"cannot serve gRPC on {self.endpoint}: {error}") from error
-        self.endpoint = f"{self.endpoint.rpartition(':')[0]}:{port}"
-
-    def open(self) -> None:
-        self._watch.start()
-
     def close(self) -> None:
-        self._watch.stop()
+        """Let nobody in any more."""
+        self._keeper.close()
 
     def stop(self, seconds: float) -> None:
-        """Nothing is left to do: grpc has closed its socket."""
+        """End, within so many seconds; grpc has ended."""
+        self._keeper.stop(seconds)
+        if self._watch:
+            self._watch.stop()
 
+    @staticmethod
+    def _unix_keeper(listen: str) -> Doorkeeper:
+        listener = places.take_path(listen)
+        remove = places.remover(listen)
+        try:
+            inner = HiddenSocket([places.path_of(listen).parent])
+        except OSError as error:
+            listener.close()
+            remove()
+            raise EndpointError(f"cannot serve gRPC on {listen}: {error.strerror or error}") from error
+        return Doorkeeper(listener, UserArrival, inner, remove)
 
-def _door(listen: str, place: Place) -> _Door:
-    if places.is_unix(listen):
-        return _UnixDoor(listen)
-    if place.tls is None or not place.callers:
-        raise EndpointError(f"cannot serve gRPC on {listen}: over TCP, grpc.tls and grpc.callers must be set")
-    return _TcpDoor(listen, place, place.tls)
+    @staticmethod
+    def _tcp_keeper(listener: socket.socket, watch: CertificateWatch) -> Doorkeeper:
+        try:
+            inner = HiddenSocket()
+        except OSError as error:
+            listener.close()
+            why = error.strerror or error
+            raise EndpointError(f"cannot serve gRPC over TCP: no folder for a socket in /run or /tmp: {why}") from error
+        return Doorkeeper(listener, lambda connection: CertificateArrival(connection, watch.context()), inner)
+
+    @staticmethod
+    def _loaded(listen: str, tls: TlsFiles) -> CertificateWatch:
+        watch = CertificateWatch(tls)
+        try:
+            watch.load()
+        except CertificateError as error:
+            raise EndpointError(f"cannot serve gRPC on {listen}: {error}. See the settings grpc.tls.") from error
+        return watch
 
 
 class _Running:

@@ -1,7 +1,6 @@
 """Who calls: what a certificate or a socket proves, and that nobody else gets an answer."""
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -26,11 +25,11 @@ from hypothesis import strategies as st
 from agent.acts import Caller
 from agent.api import callers as module
 from agent.api.callers import ALL_ACTIONS, CallerCheck, StrangerError, by_certificate, by_user, caller_of
-from agent.api.certificate_names import alternative_names
-from agent.api.doorkeeper import Doorkeeper
+from agent.api.certificate_names import URI, CertificateName, alternative_names
 from agent.api.limits import AGE_SECONDS, GRACE_SECONDS, MAX_CALLS, Deadlines, seconds_left
 from agent.api.pb import diagnostics_service_pb2 as pb
 from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
+from agent.api.reception import Visitor
 from agent.client import ClientError
 from agent.model import Action
 from tests.lab.certificates import Authority, Name
@@ -200,67 +199,55 @@ def test_whoever_cannot_be_recognized_for_a_fault_of_ours_is_refused() -> None:
     assert context.code is grpc.StatusCode.UNAUTHENTICATED
 
 
-@pytest.mark.parametrize(
-    "shown",
-    [
-        {},
-        {"transport_security_type": [b"insecure"]},
-        {"transport_security_type": [b"ssl"], "x509_subject_alternative_name": [READER.encode()]},
-        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"", b""]},
-        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"\xff"]},
-        {
-            "transport_security_type": [b"ssl"],
-            "x509_pem_cert": [b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"],
-        },
-    ],
-    ids=str,
-)
-def test_without_a_certificate_that_can_be_read_nobody_is_anybody(shown: dict[str, list[bytes]]) -> None:
+def context_of(peer: str) -> Any:
     class Context:
-        def auth_context(self) -> dict[str, list[bytes]]:
-            return shown
+        def peer(self) -> str:
+            return peer
 
-    context: Any = Context()
-    with pytest.raises(StrangerError) as caught:
-        by_certificate(CALLERS)(context)
-    assert caught.value.status.code is grpc.StatusCode.UNAUTHENTICATED
+    return Context()
+
+
+CONTROLLER_NAME = CertificateName(URI, CONTROLLER.encode())
+
+
+def test_a_caller_is_known_by_the_door_it_came_through_and_by_nothing_else() -> None:
+    visitors = {"a": Visitor(uid=1000), "b": Visitor(names=(CONTROLLER_NAME,)), "c": Visitor()}
+    user, certificate = by_user(visitors.get), by_certificate(visitors.get, CALLERS)
+    assert user(context_of("a")) == Caller("unix:uid=1000", ALL_ACTIONS)
+    assert certificate(context_of("b")) == CALLERS[1]
+    for recognize, peer, code in (
+        (user, "b", grpc.StatusCode.UNAUTHENTICATED),
+        (user, "unix:", grpc.StatusCode.UNAUTHENTICATED),
+        (certificate, "a", grpc.StatusCode.UNAUTHENTICATED),
+        (certificate, "ipv4:127.0.0.1:1", grpc.StatusCode.UNAUTHENTICATED),
+        (certificate, "c", grpc.StatusCode.PERMISSION_DENIED),
+    ):
+        with pytest.raises(StrangerError) as caught:
+            recognize(context_of(peer))
+        assert caught.value.status.code is code
+
+
+def test_on_the_socket_everything_that_is_an_action_may_be_asked_for() -> None:
+    assert Action.NONE not in ALL_ACTIONS
+    assert len(ALL_ACTIONS) == len(Action) - 1
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_reading_a_certificate_fail_otherwise(der: bytes) -> None:
     with suppress(ValueError):
-        alternative_names(ssl.DER_cert_to_PEM_cert(der).encode())
+        alternative_names(der)
 
 
 def test_a_certificate_cut_anywhere_has_no_names_it_had_not() -> None:
     whole = ssl.PEM_cert_to_DER_cert(Authority("a").issue(READER, CONTROLLER, "10.0.0.1").cert.decode())
-    names = [name.identity for name in alternative_names(ssl.DER_cert_to_PEM_cert(whole).encode())]
+    names = [name.identity for name in alternative_names(whole)]
     assert names == [READER.encode(), CONTROLLER.encode(), None]
     for size in range(len(whole)):
         with pytest.raises(ValueError):  # noqa: PT011 - any
-            alternative_names(ssl.DER_cert_to_PEM_cert(whole[:size]).encode())
+            alternative_names(whole[:size])
 
 
 # -- by user
-
-
-def test_on_the_socket_a_caller_is_its_user_and_may_everything(tmp_path: Path) -> None:
-    keeper = Doorkeeper(f"unix:{tmp_path}/n.sock")
-    peer = f"unix-abstract:{keeper._prefix}1000.7"
-
-    class Context:
-        def __init__(self, peer: str) -> None:
-            self.peer = lambda: peer
-
-    recognize = by_user(keeper.user_of)
-    context: Any = Context(peer)
-    assert recognize(context) == Caller("unix:uid=1000", ALL_ACTIONS)
-    assert Action.NONE not in ALL_ACTIONS
-    assert len(ALL_ACTIONS) == len(Action) - 1
-    context = Context("unix:")
-    with pytest.raises(StrangerError):
-        recognize(context)
-    keeper.stop(0.0)
 
 
 USER = 65_534
@@ -426,11 +413,11 @@ def test_an_old_connection_lasts_less_than_ten_minutes() -> None:
 
 
 def test_a_connection_is_renewed_without_a_failed_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agent.api import server  # noqa: PLC0415
+    from agent.api import limits, server  # noqa: PLC0415
 
     short = {"grpc.max_connection_age_ms": 100, "grpc.max_connection_age_grace_ms": 100}
-    options = tuple((name, short.get(name, value)) for name, value in server._TcpDoor.options)
-    monkeypatch.setattr(server._TcpDoor, "options", options)
+    assert short.keys() < dict(limits.TCP_OPTIONS).keys()
+    monkeypatch.setattr(server, "TCP_OPTIONS", tuple(short.items()))
     peers: set[str] = set()
     agent = TlsAgent(tmp_path, (Peers(peers),))
     agent.api.start()
@@ -459,24 +446,3 @@ class Peers:
         handler: Any = grpc.unary_unary_rpc_method_handler(tell)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("lab.Peers", {"Tell": handler}),))
         return "lab.Peers"
-
-
-def test_tcp_connections_are_bounded_and_a_handshake_nobody_begins_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from agent.api import server  # noqa: PLC0415
-
-    short = {"grpc.server_handshake_timeout_ms": 500, "grpc.max_allowed_incoming_connections": 8}
-    options = tuple((name, short.get(name, value)) for name, value in server._TcpDoor.options)
-    monkeypatch.setattr(server._TcpDoor, "options", options)
-    agent = TlsAgent(tmp_path)
-    agent.api.start()
-    host, port = agent.api.endpoint.split(":")
-    with ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5)) for _ in range(8)]
-        with socket.create_connection((host, int(port)), timeout=0.3) as more:
-            assert more.recv(1) == b""  # closed at once
-        assert {each.recv(1) for each in silent} == {b""}
-        with agent.client(READER) as client:
-            client.get_node_report()
-    agent.api.stop()

@@ -19,7 +19,15 @@ import pytest
 
 from agent.api import doorkeeper as module
 from agent.api.doorkeeper import PIECE_BYTES, Doorkeeper
+from agent.api.endpoint import remover, take_path
+from agent.api.hidden import HiddenSocket
+from agent.api.reception import UserArrival, Visitor
+from agent.client import Client, ClientError
+from agent.model import ActiveFinding, Condition, DetectorState, DetectorStatus, Snapshot, Status
+from agent.pipeline.board import Entry
 from tests.lab.waiting import wait_until
+from tests.unit.api.behind_tls import READER, TlsAgent
+from tests.unit.doubles import SICK, finding
 
 STRANGER = 65_534
 BUFFERS = 4 << 20
@@ -78,12 +86,17 @@ def folder(everybodys_folder: Path) -> Path:
     return everybodys_folder
 
 
+def keeper_at(folder: Path, **how: Any) -> Doorkeeper:
+    endpoint = f"unix:{folder}/n.sock"
+    return Doorkeeper(take_path(endpoint), UserArrival, HiddenSocket([folder]), remover(endpoint), **how)
+
+
 @pytest.fixture
 def kept(folder: Path) -> Iterator[Callable[..., tuple[Doorkeeper, Inside]]]:
     with ExitStack() as stack:
 
         def keep(serve: Callable[[socket.socket], None] = echo, **how: Any) -> tuple[Doorkeeper, Inside]:
-            keeper = Doorkeeper(f"unix:{folder}/n.sock", **how)
+            keeper = keeper_at(folder, **how)
             stack.callback(keeper.stop, 0.0)
             inside = Inside(keeper.inner.address, serve)
             stack.callback(inside.close)
@@ -160,11 +173,11 @@ def test_it_is_told_which_user_calls(kept: Callable[..., tuple[Doorkeeper, Insid
     with knocking(folder) as caller:
         caller.sendall(b"hello")
         assert caller.recv(100) == b"hello"
-    (peer,) = inside.peers
-    assert keeper.user_of(peer) == 0
-    token = peer.split(".")[1]
-    for other in ("unix:", "ipv4:127.0.0.1:80", f"unix-abstract:nodediag.{token}.x", "unix-abstract:nodediag.0.0.0"):
-        assert keeper.user_of(other) is None
+        (peer,) = inside.peers
+        assert keeper.visitor(peer) == Visitor(uid=0)
+        for other in ("unix:", "ipv4:127.0.0.1:80", f"{peer}0", "unix-abstract:nodediag.0.0"):
+            assert keeper.visitor(other) is None
+    wait_until(lambda: keeper.visitor(peer) is None or None, 5, "it is forgotten")
 
 
 def test_an_agent_that_is_not_root_lets_in_itself_and_root_and_tells_them_apart(folder: Path) -> None:
@@ -172,13 +185,17 @@ def test_an_agent_that_is_not_root_lets_in_itself_and_root_and_tells_them_apart(
 import json, os, sys
 from tests.unit.api import test_doorkeeper as t
 os.setgroups([]); os.setgid({STRANGER}); os.setuid({STRANGER})
-keeper = t.Doorkeeper("unix:{folder}/n.sock")
-inside = t.Inside(keeper.inner.address, t.echo)
+uids = []
+def note(connection):
+    uids.append(keeper.visitor(inside.peers[-1]).uid)
+    t.echo(connection)
+keeper = t.keeper_at(t.Path("{folder}"))
+inside = t.Inside(keeper.inner.address, note)
 keeper.start()
 os.chmod("{folder}/n.sock", 0o666)
 print("up", flush=True)
 sys.stdin.readline()
-print(json.dumps([keeper.user_of(peer) for peer in inside.peers]))
+print(json.dumps(uids))
 """
     words = [sys.executable, "-c", program]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
@@ -245,7 +262,7 @@ def test_who_does_not_read_is_felt_inside_and_costs_one_piece(
         wait_until(lambda: settled(written), 10, "no more is taken")
         assert written[0] < BUFFERS
         (relay,) = keeper._relays
-        assert sum(len(way.waiting) for way in relay._ways) <= PIECE_BYTES
+        assert len(relay._in.waiting) + len(relay._out.waiting) <= PIECE_BYTES
         assert thread_seconds(IDLE_SECONDS) < IDLE_SECONDS / 4  # and nobody runs in circles meanwhile
         assert len(received(caller, BUFFERS)) >= BUFFERS
 
@@ -312,9 +329,7 @@ def test_nobody_behind_the_door_is_no_harm(
         for _ in range(3):
             with knocking(folder) as caller:
                 assert shut_out(caller)
-    assert [record.message for record in caplog.records] == [
-        "a caller was shut out: it could not be connected with grpc"
-    ]
+    assert [record.message for record in caplog.records] == ["a caller was shut out: its connection broke"]
     assert not keeper._relays
 
 
@@ -392,3 +407,99 @@ def test_a_socket_that_another_agent_has_put_there_is_left_alone(
         other.bind(os.fspath(folder / "n.sock"))
         keeper.stop(0.0)
         assert (folder / "n.sock").exists()
+
+
+# -- over TCP
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[TlsAgent]:
+    agent = TlsAgent(tmp_path / "tls")
+    agent.api.start()
+    yield agent
+    agent.api.stop()
+
+
+def dialled(agent: TlsAgent) -> socket.socket:
+    host, port = agent.api.endpoint.split(":")
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+def ended(side: socket.socket) -> bool:
+    with suppress(ConnectionResetError):
+        return side.recv(1) == b""
+    return True
+
+
+def test_who_connects_and_stays_silent_is_shut_out_in_time(tls: TlsAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ARRIVAL_SECONDS", 0.2)
+    with dialled(tls) as silent, dialled(tls) as slow:
+        slow.sendall(bytes.fromhex("160301"))  # the beginning of a handshake
+        began = time.monotonic()
+        assert ended(silent)
+        assert ended(slow)
+        assert 0.1 < time.monotonic() - began < 3
+
+
+def test_the_silent_keep_nobody_from_coming_in(tls: TlsAgent) -> None:
+    with ExitStack() as stack:
+        silent = [stack.enter_context(dialled(tls)) for _ in range(3 * module.MAX_ARRIVALS)]
+        with tls.client(READER) as client:
+            client.get_node_report()
+        assert ended(silent[0])  # it has waited longest
+        silent[-1].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            silent[-1].recv(1)
+        assert thread_seconds(IDLE_SECONDS) < IDLE_SECONDS / 4
+
+
+def test_what_is_no_tls_or_breaks_off_harms_nobody(tls: TlsAgent, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        for junk in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01"):
+            with dialled(tls) as stranger, suppress(OSError):
+                stranger.sendall(junk)
+                stranger.shutdown(socket.SHUT_WR)
+                stranger.recv(100)
+        with tls.client(READER) as client:
+            client.get_node_report()
+    (told,) = caplog.records
+    assert told.message == "a caller was shut out: no secure connection"
+    assert (told.__dict__["why"], told.__dict__["peer"]) == ("http request", "127.0.0.1")
+
+
+def test_the_log_says_why_a_certificate_was_not_accepted(tls: TlsAgent, caplog: pytest.LogCaptureFixture) -> None:
+    late = tls.identify(tls.authority.issue(READER, seconds=-1))
+    with caplog.at_level("WARNING"), Client(tls.api.endpoint, tls=late) as client, pytest.raises(ClientError):
+        client.get_node_report()
+    (told,) = wait_until(lambda: caplog.records, 5, "it is told")
+    assert told.__dict__["why"] == "certificate has expired"
+
+
+def test_large_answers_and_slow_readers_over_tls(tls: TlsAgent) -> None:
+    findings = tuple(ActiveFinding(finding(SICK, pid=pid), 1e9) for pid in range(1, 5001))
+    sick = Condition(SICK, Status.TRUE, "Fever", "x" * 1000, 1e9, findings)
+    tls.board.publish(Entry(DetectorStatus("doctor", DetectorState.OK), (sick,)))
+    with tls.client(READER) as client, tls.client(READER) as other:
+        watch = other.watch()
+        for _ in range(5):
+            assert len(client.get_node_report().conditions[0].findings) == 5000
+        assert next(watch) == Snapshot((sick,))
+
+
+def test_tls_connections_that_come_and_go_leave_nothing_behind(tls: TlsAgent) -> None:
+    def call() -> None:
+        with tls.client(READER) as client:
+            client.get_node_report()
+
+    keeper = tls.api._running.door._keeper  # type: ignore[union-attr]
+    for _ in range(3):
+        call()
+    wait_until(lambda: not keeper._relays, 5, "all are forgotten")
+    before = descriptors()
+    for _ in range(20):
+        call()
+        with dialled(tls):
+            pass
+    wait_until(lambda: not keeper._relays and not keeper._arrivals, 5, "all are forgotten")
+    wait_until(lambda: descriptors() <= before, 5, "their descriptors are closed")
+    assert keeper._visitors == {}
