@@ -75,13 +75,14 @@ def precondition(
     return refusal(grpc.StatusCode.FAILED_PRECONDITION, message, details)
 
 
-def invalid(violations: Mapping[str, str], reason: str = "", metadata: Mapping[str, str] | None = None) -> grpc.Status:
-    """INVALID_ARGUMENT: these fields are wrong, and why; with a reason in a word, if one is given."""
+def invalid(
+    violations: Mapping[str, str], reason: str = "INVALID_FIELDS", metadata: Mapping[str, str] | None = None
+) -> grpc.Status:
+    """INVALID_ARGUMENT: these fields are wrong, and why."""
     fields = [BadRequest.FieldViolation(field=field, description=why) for field, why in violations.items()]
     message = "; ".join(f"{field}: {why}" for field, why in violations.items())
-    details: list[Message] = [BadRequest(field_violations=fields)]
-    if reason:
-        details.insert(0, ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {}))
+    info = ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {})
+    details: list[Message] = [info, BadRequest(field_violations=fields)]
     return refusal(grpc.StatusCode.INVALID_ARGUMENT, message, details)
 
 

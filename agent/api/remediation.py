@@ -89,11 +89,11 @@ class RemediationServicer(pb_grpc.RemediationServiceServicer):
         self, request: pb.ListRemediationsRequest, context: grpc.ServicerContext
     ) -> pb.ListRemediationsResponse:
         """Return a page of the recorded remediations, the latest first."""
-        if request.page_size > MAX_PAGE:
-            context.abort_with_status(errors.invalid({"page_size": f"must be at most {MAX_PAGE}"}))
         with _readable(context):
             try:
-                page, following = self._engine.list(request.page_size or DEFAULT_PAGE, request.page_token)
+                page, following = self._engine.list(
+                    min(request.page_size or DEFAULT_PAGE, MAX_PAGE), request.page_token
+                )
             except ValueError:
                 wrong = "must be the next_page_token of an earlier answer"
                 context.abort_with_status(errors.invalid({"page_token": wrong}))

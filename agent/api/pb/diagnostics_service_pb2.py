@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from agent.api.pb import node_report_pb2 as nodediag_dot_v1_dot_node__report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%nodediag/v1/diagnostics_service.proto\x12\x0bnodediag.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnodediag/v1/node_report.proto\"\x16\n\x14GetNodeReportRequest\"@\n\x15GetNodeReportResponse\x12\'\n\x06report\x18\x01 \x01(\x0b\x32\x17.nodediag.v1.NodeReport\"\'\n\x16WatchConditionsRequest\x12\r\n\x05types\x18\x01 \x03(\t\"\xc2\x01\n\x17WatchConditionsResponse\x12)\n\x08snapshot\x18\x01 \x01(\x0b\x32\x15.nodediag.v1.SnapshotH\x00\x12)\n\x07\x63hanged\x18\x02 \x01(\x0b\x32\x16.nodediag.v1.ConditionH\x00\x12\'\n\x07removed\x18\x03 \x01(\x0b\x32\x14.nodediag.v1.RemovedH\x00\x12\x1f\n\x03gap\x18\x04 \x01(\x0b\x32\x10.nodediag.v1.GapH\x00\x42\x07\n\x05\x65vent\"6\n\x08Snapshot\x12*\n\nconditions\x18\x01 \x03(\x0b\x32\x16.nodediag.v1.Condition\"\x17\n\x07Removed\x12\x0c\n\x04type\x18\x01 \x01(\t\"\x15\n\x03Gap\x12\x0e\n\x06missed\x18\x01 \x01(\x04\"\x88\x01\n\x08\x45vidence\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12\x0e\n\x06sha256\x18\x06 \x01(\t\"\x15\n\x13ListEvidenceRequest\"?\n\x14ListEvidenceResponse\x12\'\n\x08\x65vidence\x18\x01 \x03(\x0b\x32\x15.nodediag.v1.Evidence\"\"\n\x14\x46\x65tchEvidenceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\x15\x46\x65tchEvidenceResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xfb\x02\n\x12\x44iagnosticsService\x12V\n\rGetNodeReport\x12!.nodediag.v1.GetNodeReportRequest\x1a\".nodediag.v1.GetNodeReportResponse\x12^\n\x0fWatchConditions\x12#.nodediag.v1.WatchConditionsRequest\x1a$.nodediag.v1.WatchConditionsResponse0\x01\x12S\n\x0cListEvidence\x12 .nodediag.v1.ListEvidenceRequest\x1a!.nodediag.v1.ListEvidenceResponse\x12X\n\rFetchEvidence\x12!.nodediag.v1.FetchEvidenceRequest\x1a\".nodediag.v1.FetchEvidenceResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%nodediag/v1/diagnostics_service.proto\x12\x0bnodediag.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnodediag/v1/node_report.proto\"\x16\n\x14GetNodeReportRequest\"@\n\x15GetNodeReportResponse\x12\'\n\x06report\x18\x01 \x01(\x0b\x32\x17.nodediag.v1.NodeReport\"\'\n\x16WatchConditionsRequest\x12\r\n\x05types\x18\x01 \x03(\t\"\xc2\x01\n\x17WatchConditionsResponse\x12)\n\x08snapshot\x18\x01 \x01(\x0b\x32\x15.nodediag.v1.SnapshotH\x00\x12)\n\x07\x63hanged\x18\x02 \x01(\x0b\x32\x16.nodediag.v1.ConditionH\x00\x12\'\n\x07removed\x18\x03 \x01(\x0b\x32\x14.nodediag.v1.RemovedH\x00\x12\x1f\n\x03gap\x18\x04 \x01(\x0b\x32\x10.nodediag.v1.GapH\x00\x42\x07\n\x05\x65vent\"6\n\x08Snapshot\x12*\n\nconditions\x18\x01 \x03(\x0b\x32\x16.nodediag.v1.Condition\"\x17\n\x07Removed\x12\x0c\n\x04type\x18\x01 \x01(\t\"\x15\n\x03Gap\x12\x0e\n\x06missed\x18\x01 \x01(\x04\"\x8e\x01\n\x08\x45vidence\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\"\x15\n\x13ListEvidenceRequest\"?\n\x14ListEvidenceResponse\x12\'\n\x08\x65vidence\x18\x01 \x03(\x0b\x32\x15.nodediag.v1.Evidence\"\"\n\x14\x46\x65tchEvidenceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"&\n\x15\x46\x65tchEvidenceResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x32\xfb\x02\n\x12\x44iagnosticsService\x12V\n\rGetNodeReport\x12!.nodediag.v1.GetNodeReportRequest\x1a\".nodediag.v1.GetNodeReportResponse\x12^\n\x0fWatchConditions\x12#.nodediag.v1.WatchConditionsRequest\x1a$.nodediag.v1.WatchConditionsResponse0\x01\x12S\n\x0cListEvidence\x12 .nodediag.v1.ListEvidenceRequest\x1a!.nodediag.v1.ListEvidenceResponse\x12X\n\rFetchEvidence\x12!.nodediag.v1.FetchEvidenceRequest\x1a\".nodediag.v1.FetchEvidenceResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,15 +48,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GAP']._serialized_start=527
   _globals['_GAP']._serialized_end=548
   _globals['_EVIDENCE']._serialized_start=551
-  _globals['_EVIDENCE']._serialized_end=687
-  _globals['_LISTEVIDENCEREQUEST']._serialized_start=689
-  _globals['_LISTEVIDENCEREQUEST']._serialized_end=710
-  _globals['_LISTEVIDENCERESPONSE']._serialized_start=712
-  _globals['_LISTEVIDENCERESPONSE']._serialized_end=775
-  _globals['_FETCHEVIDENCEREQUEST']._serialized_start=777
-  _globals['_FETCHEVIDENCEREQUEST']._serialized_end=811
-  _globals['_FETCHEVIDENCERESPONSE']._serialized_start=813
-  _globals['_FETCHEVIDENCERESPONSE']._serialized_end=851
-  _globals['_DIAGNOSTICSSERVICE']._serialized_start=854
-  _globals['_DIAGNOSTICSSERVICE']._serialized_end=1233
+  _globals['_EVIDENCE']._serialized_end=693
+  _globals['_LISTEVIDENCEREQUEST']._serialized_start=695
+  _globals['_LISTEVIDENCEREQUEST']._serialized_end=716
+  _globals['_LISTEVIDENCERESPONSE']._serialized_start=718
+  _globals['_LISTEVIDENCERESPONSE']._serialized_end=781
+  _globals['_FETCHEVIDENCEREQUEST']._serialized_start=783
+  _globals['_FETCHEVIDENCEREQUEST']._serialized_end=817
+  _globals['_FETCHEVIDENCERESPONSE']._serialized_start=819
+  _globals['_FETCHEVIDENCERESPONSE']._serialized_end=857
+  _globals['_DIAGNOSTICSSERVICE']._serialized_start=860
+  _globals['_DIAGNOSTICSSERVICE']._serialized_end=1239
 # @@protoc_insertion_point(module_scope)

@@ -27,15 +27,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from agent.api.pb import node_report_pb2 as nodediag_dot_v1_dot_node__report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%nodediag/v1/remediation_service.proto\x12\x0bnodediag.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnodediag/v1/node_report.proto\"Z\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x83\x03\n\x0bRemediation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12#\n\x06target\x18\x03 \x01(\x0b\x32\x13.nodediag.v1.Target\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x15\n\rfencing_token\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12%\n\x07outcome\x18\x08 \x01(\x0e\x32\x14.nodediag.v1.Outcome\x12\x0f\n\x07message\x18\t \x01(\t\x12/\n\x0breceived_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63ted\x18\x0c \x01(\x08\x12%\n\x07refusal\x18\r \x01(\x0b\x32\x14.nodediag.v1.Refusal\x12\x13\n\x0b\x65vidence_id\x18\x0e \x01(\t\"0\n\x0fMendedCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07reasons\x18\x02 \x03(\t\"\xd2\x02\n\x0c\x41\x63tionStatus\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0c\n\x04\x64oes\x18\x02 \x01(\t\x12\x10\n\x08requires\x18\x03 \x01(\t\x12\x0c\n\x04risk\x18\x04 \x01(\t\x12(\n\x07targets\x18\x05 \x03(\x0e\x32\x17.nodediag.v1.TargetKind\x12+\n\x05mends\x18\x06 \x03(\x0b\x32\x1c.nodediag.v1.MendedCondition\x12\x0f\n\x07\x65nabled\x18\x07 \x01(\x08\x12\x0f\n\x07\x61llowed\x18\x08 \x01(\x08\x12+\n\x08\x63ooldown\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcooldown_left\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_per_hour\x18\x0b \x01(\r\x12\x16\n\x0eleft_this_hour\x18\x0c \x01(\r\"\x14\n\x12ListActionsRequest\"\xd1\x01\n\x13ListActionsResponse\x12*\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\x19.nodediag.v1.ActionStatus\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\x12\x0e\n\x06paused\x18\x04 \x01(\t\x12\x0f\n\x07trouble\x18\x05 \x01(\t\x12\x1d\n\x15highest_fencing_token\x18\x06 \x01(\x04\x12\x14\n\x0cmax_per_hour\x18\x07 \x01(\r\x12\x16\n\x0eleft_this_hour\x18\x08 \x01(\r\"\x93\x01\n\x10RemediateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12#\n\x06target\x18\x03 \x01(\x0b\x32\x13.nodediag.v1.Target\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x15\n\rfencing_token\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\"B\n\x11RemediateResponse\x12-\n\x0bremediation\x18\x01 \x01(\x0b\x32\x18.nodediag.v1.Remediation\"+\n\x15GetRemediationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"G\n\x16GetRemediationResponse\x12-\n\x0bremediation\x18\x01 \x01(\x0b\x32\x18.nodediag.v1.Remediation\"@\n\x17ListRemediationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x18ListRemediationsResponse\x12.\n\x0cremediations\x18\x01 \x03(\x0b\x32\x18.nodediag.v1.Remediation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd4\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_RUNNING\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\x12\x13\n\x0fOUTCOME_DRY_RUN\x10\x03\x12\x15\n\x11OUTCOME_PERFORMED\x10\x04\x12\x14\n\x10OUTCOME_VERIFIED\x10\x05\x12\x17\n\x13OUTCOME_INEFFECTIVE\x10\x06\x12\x12\n\x0eOUTCOME_FAILED\x10\x07\x12\x17\n\x13OUTCOME_INTERRUPTED\x10\x08\x32\xee\x02\n\x12RemediationService\x12P\n\x0bListActions\x12\x1f.nodediag.v1.ListActionsRequest\x1a .nodediag.v1.ListActionsResponse\x12J\n\tRemediate\x12\x1d.nodediag.v1.RemediateRequest\x1a\x1e.nodediag.v1.RemediateResponse\x12Y\n\x0eGetRemediation\x12\".nodediag.v1.GetRemediationRequest\x1a#.nodediag.v1.GetRemediationResponse\x12_\n\x10ListRemediations\x12$.nodediag.v1.ListRemediationsRequest\x1a%.nodediag.v1.ListRemediationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%nodediag/v1/remediation_service.proto\x12\x0bnodediag.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnodediag/v1/node_report.proto\"Z\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x83\x03\n\x0bRemediation\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12#\n\x06target\x18\x03 \x01(\x0b\x32\x13.nodediag.v1.Target\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x15\n\rfencing_token\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12%\n\x07outcome\x18\x08 \x01(\x0e\x32\x14.nodediag.v1.Outcome\x12\x0f\n\x07message\x18\t \x01(\t\x12/\n\x0breceived_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63ted\x18\x0c \x01(\x08\x12%\n\x07refusal\x18\r \x01(\x0b\x32\x14.nodediag.v1.Refusal\x12\x13\n\x0b\x65vidence_id\x18\x0e \x01(\t\"0\n\x0fMendedCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07reasons\x18\x02 \x03(\t\"\xd7\x02\n\x0c\x41\x63tionStatus\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\x0c\n\x04\x64oes\x18\x02 \x01(\t\x12\x10\n\x08requires\x18\x03 \x01(\t\x12\x0c\n\x04risk\x18\x04 \x01(\t\x12-\n\x0ctarget_kinds\x18\x05 \x03(\x0e\x32\x17.nodediag.v1.TargetKind\x12+\n\x05mends\x18\x06 \x03(\x0b\x32\x1c.nodediag.v1.MendedCondition\x12\x0f\n\x07\x65nabled\x18\x07 \x01(\x08\x12\x0f\n\x07\x61llowed\x18\x08 \x01(\x08\x12+\n\x08\x63ooldown\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rcooldown_left\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmax_per_hour\x18\x0b \x01(\r\x12\x16\n\x0eleft_this_hour\x18\x0c \x01(\r\"\x14\n\x12ListActionsRequest\"\xde\x01\n\x13ListActionsResponse\x12*\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\x19.nodediag.v1.ActionStatus\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x04 \x01(\t\x12\x16\n\x0eledger_trouble\x18\x05 \x01(\t\x12\x1d\n\x15highest_fencing_token\x18\x06 \x01(\x04\x12\x14\n\x0cmax_per_hour\x18\x07 \x01(\r\x12\x16\n\x0eleft_this_hour\x18\x08 \x01(\r\"\x93\x01\n\x10RemediateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12#\n\x06target\x18\x03 \x01(\x0b\x32\x13.nodediag.v1.Target\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x15\n\rfencing_token\x18\x05 \x01(\x04\x12\x0e\n\x06reason\x18\x06 \x01(\t\"B\n\x11RemediateResponse\x12-\n\x0bremediation\x18\x01 \x01(\x0b\x32\x18.nodediag.v1.Remediation\"+\n\x15GetRemediationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"G\n\x16GetRemediationResponse\x12-\n\x0bremediation\x18\x01 \x01(\x0b\x32\x18.nodediag.v1.Remediation\"@\n\x17ListRemediationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"c\n\x18ListRemediationsResponse\x12.\n\x0cremediations\x18\x01 \x03(\x0b\x32\x18.nodediag.v1.Remediation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd4\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_RUNNING\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\x12\x13\n\x0fOUTCOME_DRY_RUN\x10\x03\x12\x15\n\x11OUTCOME_PERFORMED\x10\x04\x12\x14\n\x10OUTCOME_VERIFIED\x10\x05\x12\x17\n\x13OUTCOME_INEFFECTIVE\x10\x06\x12\x12\n\x0eOUTCOME_FAILED\x10\x07\x12\x17\n\x13OUTCOME_INTERRUPTED\x10\x08\x32\xee\x02\n\x12RemediationService\x12P\n\x0bListActions\x12\x1f.nodediag.v1.ListActionsRequest\x1a .nodediag.v1.ListActionsResponse\x12J\n\tRemediate\x12\x1d.nodediag.v1.RemediateRequest\x1a\x1e.nodediag.v1.RemediateResponse\x12Y\n\x0eGetRemediation\x12\".nodediag.v1.GetRemediationRequest\x1a#.nodediag.v1.GetRemediationResponse\x12_\n\x10ListRemediations\x12$.nodediag.v1.ListRemediationsRequest\x1a%.nodediag.v1.ListRemediationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nodediag.v1.remediation_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=1761
-  _globals['_OUTCOME']._serialized_end=1973
+  _globals['_OUTCOME']._serialized_start=1779
+  _globals['_OUTCOME']._serialized_end=1991
   _globals['_REFUSAL']._serialized_start=150
   _globals['_REFUSAL']._serialized_end=240
   _globals['_REMEDIATION']._serialized_start=243
@@ -43,23 +43,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MENDEDCONDITION']._serialized_start=632
   _globals['_MENDEDCONDITION']._serialized_end=680
   _globals['_ACTIONSTATUS']._serialized_start=683
-  _globals['_ACTIONSTATUS']._serialized_end=1021
-  _globals['_LISTACTIONSREQUEST']._serialized_start=1023
-  _globals['_LISTACTIONSREQUEST']._serialized_end=1043
-  _globals['_LISTACTIONSRESPONSE']._serialized_start=1046
-  _globals['_LISTACTIONSRESPONSE']._serialized_end=1255
-  _globals['_REMEDIATEREQUEST']._serialized_start=1258
-  _globals['_REMEDIATEREQUEST']._serialized_end=1405
-  _globals['_REMEDIATERESPONSE']._serialized_start=1407
-  _globals['_REMEDIATERESPONSE']._serialized_end=1473
-  _globals['_GETREMEDIATIONREQUEST']._serialized_start=1475
-  _globals['_GETREMEDIATIONREQUEST']._serialized_end=1518
-  _globals['_GETREMEDIATIONRESPONSE']._serialized_start=1520
-  _globals['_GETREMEDIATIONRESPONSE']._serialized_end=1591
-  _globals['_LISTREMEDIATIONSREQUEST']._serialized_start=1593
-  _globals['_LISTREMEDIATIONSREQUEST']._serialized_end=1657
-  _globals['_LISTREMEDIATIONSRESPONSE']._serialized_start=1659
-  _globals['_LISTREMEDIATIONSRESPONSE']._serialized_end=1758
-  _globals['_REMEDIATIONSERVICE']._serialized_start=1976
-  _globals['_REMEDIATIONSERVICE']._serialized_end=2342
+  _globals['_ACTIONSTATUS']._serialized_end=1026
+  _globals['_LISTACTIONSREQUEST']._serialized_start=1028
+  _globals['_LISTACTIONSREQUEST']._serialized_end=1048
+  _globals['_LISTACTIONSRESPONSE']._serialized_start=1051
+  _globals['_LISTACTIONSRESPONSE']._serialized_end=1273
+  _globals['_REMEDIATEREQUEST']._serialized_start=1276
+  _globals['_REMEDIATEREQUEST']._serialized_end=1423
+  _globals['_REMEDIATERESPONSE']._serialized_start=1425
+  _globals['_REMEDIATERESPONSE']._serialized_end=1491
+  _globals['_GETREMEDIATIONREQUEST']._serialized_start=1493
+  _globals['_GETREMEDIATIONREQUEST']._serialized_end=1536
+  _globals['_GETREMEDIATIONRESPONSE']._serialized_start=1538
+  _globals['_GETREMEDIATIONRESPONSE']._serialized_end=1609
+  _globals['_LISTREMEDIATIONSREQUEST']._serialized_start=1611
+  _globals['_LISTREMEDIATIONSREQUEST']._serialized_end=1675
+  _globals['_LISTREMEDIATIONSRESPONSE']._serialized_start=1677
+  _globals['_LISTREMEDIATIONSRESPONSE']._serialized_end=1776
+  _globals['_REMEDIATIONSERVICE']._serialized_start=1994
+  _globals['_REMEDIATIONSERVICE']._serialized_end=2360
 # @@protoc_insertion_point(module_scope)

@@ -84,12 +84,12 @@ class MendedCondition(_message.Message):
     def __init__(self, type: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActionStatus(_message.Message):
-    __slots__ = ("action", "does", "requires", "risk", "targets", "mends", "enabled", "allowed", "cooldown", "cooldown_left", "max_per_hour", "left_this_hour")
+    __slots__ = ("action", "does", "requires", "risk", "target_kinds", "mends", "enabled", "allowed", "cooldown", "cooldown_left", "max_per_hour", "left_this_hour")
     ACTION_FIELD_NUMBER: _ClassVar[int]
     DOES_FIELD_NUMBER: _ClassVar[int]
     REQUIRES_FIELD_NUMBER: _ClassVar[int]
     RISK_FIELD_NUMBER: _ClassVar[int]
-    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_KINDS_FIELD_NUMBER: _ClassVar[int]
     MENDS_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
@@ -101,7 +101,7 @@ class ActionStatus(_message.Message):
     does: str
     requires: str
     risk: str
-    targets: _containers.RepeatedScalarFieldContainer[_node_report_pb2.TargetKind]
+    target_kinds: _containers.RepeatedScalarFieldContainer[_node_report_pb2.TargetKind]
     mends: _containers.RepeatedCompositeFieldContainer[MendedCondition]
     enabled: bool
     allowed: bool
@@ -109,31 +109,31 @@ class ActionStatus(_message.Message):
     cooldown_left: _duration_pb2.Duration
     max_per_hour: int
     left_this_hour: int
-    def __init__(self, action: _Optional[str] = ..., does: _Optional[str] = ..., requires: _Optional[str] = ..., risk: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[_node_report_pb2.TargetKind, str]]] = ..., mends: _Optional[_Iterable[_Union[MendedCondition, _Mapping]]] = ..., enabled: _Optional[bool] = ..., allowed: _Optional[bool] = ..., cooldown: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., cooldown_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_per_hour: _Optional[int] = ..., left_this_hour: _Optional[int] = ...) -> None: ...
+    def __init__(self, action: _Optional[str] = ..., does: _Optional[str] = ..., requires: _Optional[str] = ..., risk: _Optional[str] = ..., target_kinds: _Optional[_Iterable[_Union[_node_report_pb2.TargetKind, str]]] = ..., mends: _Optional[_Iterable[_Union[MendedCondition, _Mapping]]] = ..., enabled: _Optional[bool] = ..., allowed: _Optional[bool] = ..., cooldown: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., cooldown_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_per_hour: _Optional[int] = ..., left_this_hour: _Optional[int] = ...) -> None: ...
 
 class ListActionsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListActionsResponse(_message.Message):
-    __slots__ = ("actions", "enabled", "dry_run", "paused", "trouble", "highest_fencing_token", "max_per_hour", "left_this_hour")
+    __slots__ = ("actions", "enabled", "dry_run", "pause_reason", "ledger_trouble", "highest_fencing_token", "max_per_hour", "left_this_hour")
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
-    PAUSED_FIELD_NUMBER: _ClassVar[int]
-    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_REASON_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_TROUBLE_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_FENCING_TOKEN_FIELD_NUMBER: _ClassVar[int]
     MAX_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     LEFT_THIS_HOUR_FIELD_NUMBER: _ClassVar[int]
     actions: _containers.RepeatedCompositeFieldContainer[ActionStatus]
     enabled: bool
     dry_run: bool
-    paused: str
-    trouble: str
+    pause_reason: str
+    ledger_trouble: str
     highest_fencing_token: int
     max_per_hour: int
     left_this_hour: int
-    def __init__(self, actions: _Optional[_Iterable[_Union[ActionStatus, _Mapping]]] = ..., enabled: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., paused: _Optional[str] = ..., trouble: _Optional[str] = ..., highest_fencing_token: _Optional[int] = ..., max_per_hour: _Optional[int] = ..., left_this_hour: _Optional[int] = ...) -> None: ...
+    def __init__(self, actions: _Optional[_Iterable[_Union[ActionStatus, _Mapping]]] = ..., enabled: _Optional[bool] = ..., dry_run: _Optional[bool] = ..., pause_reason: _Optional[str] = ..., ledger_trouble: _Optional[str] = ..., highest_fencing_token: _Optional[int] = ..., max_per_hour: _Optional[int] = ..., left_this_hour: _Optional[int] = ...) -> None: ...
 
 class RemediateRequest(_message.Message):
     __slots__ = ("request_id", "action", "target", "dry_run", "fencing_token", "reason")

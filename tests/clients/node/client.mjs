@@ -2,7 +2,7 @@
 //
 //   node client.mjs --endpoint HOST:PORT --cert FILE --key FILE --ca FILE [--request JSON]
 //
-// It needs `npm ci` and what buf makes of the protos, in gen/; tests/e2e/test_node_client.py shows how.
+// It needs `npm ci` and what buf makes of the protos, in gen/; tests/integration/test_node_client.py shows how.
 // Without --cert and --key it shows no certificate. --request is a RemediateRequest in its JSON form. It exits 0 if
 // the agent answered, whether it granted or refused what was asked, and 1 if no conversation came about.
 

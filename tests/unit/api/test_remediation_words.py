@@ -75,7 +75,7 @@ EVIDENCE = st.builds(
     request_id=TEXTS,
     action=TEXTS,
     created_at=MOMENTS,
-    size=st.integers(0, 2**64 - 1),
+    size=st.integers(0, 2**63 - 1),
     sha256=TEXTS,
 )
 
@@ -128,7 +128,7 @@ def test_words_of_a_newer_agent_claim_nothing() -> None:
         pb.ListActionsResponse(
             actions=[
                 pb.ActionStatus(action="RebootNode"),
-                pb.ActionStatus(action="KillShim", targets=[99, 1]),  # type: ignore[list-item]
+                pb.ActionStatus(action="KillShim", target_kinds=[99, 1]),  # type: ignore[list-item]
             ]
         )
     )

@@ -104,12 +104,11 @@ def condition(reason: str = "AsExpected", kind: str = SICK, *pids: int, message:
 
 
 def detail(error: Any, kind: type[Any]) -> Any:
-    """The one google.rpc detail of an error."""
+    """The one google.rpc detail of this kind in an error."""
     status = rpc_status.from_call(error)
     assert status is not None
-    (packed,) = status.details
     unpacked = kind()
-    assert packed.Unpack(unpacked)
+    assert [packed.Unpack(unpacked) for packed in status.details].count(True) == 1
     return unpacked
 
 

@@ -113,7 +113,7 @@ def test_a_request_with_fields_is_made_from_json_and_refused_with_details(strang
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("INVALID_ARGUMENT: types[0]: KubeletSad is no condition of this agent")
     details = json.loads(done.stderr.split("\n", 1)[1])["details"]
-    assert [each["field"] for each in details[0]["fieldViolations"]] == ["types[0]"]
+    assert [each["field"] for each in details[1]["fieldViolations"]] == ["types[0]"]
 
 
 def test_a_stream_tells_its_snapshot_and_ends_in_time(stranger: Stranger) -> None:

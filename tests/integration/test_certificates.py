@@ -197,7 +197,7 @@ def test_a_renewal_that_went_wrong_leaves_the_agent_serving(node: Node) -> None:
 
 
 def test_the_command_line_calls_over_tcp(node: Node) -> None:
-    from tests.e2e.test_clients import asked  # noqa: PLC0415
+    from tests.integration.test_clients import asked  # noqa: PLC0415
     from tests.unit.cli.processes import command, ended, running  # noqa: PLC0415
 
     good = node.identify(node.authority.issue(READER), "good")
@@ -219,7 +219,7 @@ def test_the_command_line_calls_over_tcp(node: Node) -> None:
 
 
 def test_an_agent_with_files_it_cannot_use_or_a_port_that_is_taken_exits_2(tmp_path: Path) -> None:
-    from tests.e2e.test_clients import asked  # noqa: PLC0415
+    from tests.integration.test_clients import asked  # noqa: PLC0415
 
     node = Node(tmp_path)
     with AgentProcess(tmp_path / "agent", node.settings):

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from agent.model import Status
+from tests.integration.test_run import STOP_SECONDS, get
 from tests.lab.waiting import wait_until
 from tests.unit.cli.processes import (
     SECONDS,
@@ -25,7 +26,6 @@ from tests.unit.cli.processes import (
     running,
     silent_kubelet,
 )
-from tests.unit.cli.test_run import STOP_SECONDS, get
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
 KUBELET = "KubeletHealthzFailing"
