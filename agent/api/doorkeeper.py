@@ -197,11 +197,15 @@ class Doorkeeper:
         if len(self._relays) >= self._limit:
             raise NotAdmittedError("a caller was shut out: there are too many connections", limit=self._limit)
         name = f"{self._prefix}{next(self._numbers)}"
-        inside = self.inner.connect(name)
+        self._visitors[name] = visitor  # before grpc can ask
+        try:
+            inside = self.inner.connect(name)
+        except OSError:
+            del self._visitors[name]
+            raise
         del self._arrivals[arrival]
         relay = Relay(arrival.socket, inside, self._scratch)
         self._relays[relay] = name
-        self._visitors[name] = visitor
         self._await(relay)
         self._move(relay, arrival.socket, READ)  # a TLS socket may hold already what the system would not tell of
 

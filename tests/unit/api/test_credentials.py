@@ -287,7 +287,8 @@ def test_no_session_is_resumed_so_every_connection_shows_its_certificate_anew(
 
 
 @pytest.mark.filterwarnings("ignore:.*TLSv1_1 is deprecated")
-def test_tls_1_1_is_not_spoken(agent: TlsAgent) -> None:
+def test_tls_1_1_is_not_spoken(agent: TlsAgent, following: CertificateWatch) -> None:
+    assert following.context().minimum_version >= ssl.TLSVersion.TLSv1_2  # whatever the system's own policy
     with pytest.raises(OSError, match=r"SSL|reset"):
         settings_frame(agent, tls_client(agent, agent.authority.issue(READER), ssl.TLSVersion.TLSv1_1))
 
