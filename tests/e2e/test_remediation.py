@@ -249,17 +249,25 @@ def test_over_tcp_only_those_callers_act_whom_the_settings_allow_it(node: Mender
         cert, key = authority.issue(name).write(tmp_path, name)
         return Client(endpoint, tls=ClientTls(str(cert), str(key), str(files.ca)))
 
-    with shim_faults.stopped_shim(victim), untouched(node.neighbours), AgentProcess(tmp_path, settings):
-        with client("killer.ops") as killer, client("thawer.ops") as thawer, client("stranger.ops") as stranger:
-            target = found_by(killer, about(victim), "the hung shim is named").target
-            with pytest.raises(ClientError) as unknown:
-                stranger.remediate(Action.KILL_SHIM, target)
-            with pytest.raises(ClientError) as not_allowed:
-                thawer.remediate(Action.KILL_SHIM, target)
-            assert not has_ended(victim.shim)
-            done = killer.remediate(Action.KILL_SHIM, target)
-            assert done.outcome is Outcome.VERIFIED, done.message
-            assert (done.request.caller, killer.list_remediations()) == ("killer.ops", (done,))
+    with (
+        shim_faults.stopped_shim(victim),
+        untouched(node.neighbours),
+        AgentProcess(tmp_path, settings),
+        client("killer.ops") as killer,
+        client("thawer.ops") as thawer,
+        client("stranger.ops") as stranger,
+    ):
+        target = found_by(killer, about(victim), "the hung shim is named").target
+        with pytest.raises(ClientError) as unknown:
+            stranger.remediate(Action.KILL_SHIM, target)
+        with pytest.raises(ClientError) as not_allowed:
+            thawer.remediate(Action.KILL_SHIM, target)
+        assert not has_ended(victim.shim)
+        done = killer.remediate(Action.KILL_SHIM, target)
+        assert done.outcome is Outcome.VERIFIED, done.message
+        assert done.request.caller == "killer.ops"
+        (listed,) = (each for each in killer.list_remediations() if each.outcome is not Outcome.REFUSED)
+        assert listed == done
     assert unknown.value.code is grpc.StatusCode.PERMISSION_DENIED
     assert "stranger.ops" in str(unknown.value)
     assert reason_of(not_allowed.value) == "CALLER_NOT_ALLOWED"
