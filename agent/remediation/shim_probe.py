@@ -5,7 +5,7 @@ import time
 from agent.clock import Clock
 from agent.host.shims import Outcome, ShimAnswer, ShimQuery, ShimSense
 
-QUEUE_FULL_PAUSE_SECONDS = 0.1
+PAUSE_SECONDS = 0.05
 
 STATUS_NAMES = {0: "UNKNOWN", 1: "CREATED", 2: "RUNNING", 3: "STOPPED", 4: "PAUSED", 5: "PAUSING"}
 """containerd.v1.types.Status"""
@@ -25,12 +25,16 @@ class ShimProbe:
         self._sense.ask((), 0)
 
     def ask(self, patience_seconds: float) -> ShimAnswer:
-        """Ask, and wait for so many awake seconds at most, counted from when a question was first put.
+        """Ask, and listen for so many awake seconds at most; asked again, go on listening for as long once more.
 
         A shim whose queue of connections is full is tried again until then.
         """
+        until = self._clock.awake() + patience_seconds
         while True:
             answer = self._sense.ask([self._query], patience_seconds)[self._query.address]
-            if answer.outcome is not Outcome.WAITING or answer.waiting_seconds >= patience_seconds:
+            silent = answer.outcome is Outcome.WAITING
+            long_enough = not silent or answer.waiting_seconds >= patience_seconds
+            settled = not silent and not answer.states_waiting
+            if settled or (long_enough and self._clock.awake() >= until):
                 return answer
-            time.sleep(QUEUE_FULL_PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
