@@ -6,6 +6,9 @@ LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 ipt
 # Node may have come from elsewhere, as newer ones do; Debian's npm does not go with those, and is not needed then.
 NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 
+# Compiled once, not by each of the processes that the tests start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: run demo test unit lint format proto proto-release docs bench setup lab-packages node-packages clean
 
 ## run: look at this very machine once
@@ -29,7 +32,7 @@ test: unit lab-packages node-packages
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages
-	$(BIN)/python -m pytest tests/unit tests/golden -n 4
+	$(BIN)/python -m pytest tests/unit tests/golden -n 6
 
 ## lint: style, types, the import law, the protos, and whether generated files are what they are generated from
 lint: setup-lint $(if $(CI),node-packages)

@@ -153,6 +153,7 @@ def test_files_replaced_one_by_one_are_taken_up_when_all_are_there(
         assert of(following) == before
         Path(loose.cert_file).write_bytes(fresh.cert)
         wait_until(lambda: of(following).cert == fresh.cert, 5, "the pair is taken up")
+        wait_until(lambda: len(caplog.records) == 2, 5, "and that is told")
     assert [record.message for record in caplog.records] == [
         "new certificates cannot be used; the ones before stay in use",
         "new certificates are in use",

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,15 +65,20 @@ def test_a_real_process_shows_where_it_sleeps() -> None:
 
 
 def test_every_thread_is_shown() -> None:
-    gate = threading.Event()
-    others = [threading.Thread(target=gate.wait, daemon=True) for _ in range(3)]
-    for other in others:
-        other.start()
-    try:
-        seen = process_evidence(PROCFS, CGROUPS, os.getpid())
-    finally:
-        gate.set()
-    assert {other.native_id for other in others} <= {thread["tid"] for thread in seen["threads"]}
+    program = """
+import sys, threading
+for _ in range(3):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("up", flush=True)
+sys.stdin.read()
+"""
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        seen = process_evidence(PROCFS, CGROUPS, process.pid)
+        process.communicate("")
+    assert len({thread["tid"] for thread in seen["threads"]}) == 4
 
 
 def test_a_process_that_is_gone_says_so_everywhere() -> None:
