@@ -4,7 +4,7 @@ python examples/reflect.py --endpoint unix:/run/nodediag/nodediag.sock
 python examples/reflect.py --endpoint worker-3:9798 --ca ca.pem --cert me.pem --key me.key \
     nodediag.v1.DiagnosticsService/WatchConditions '{"types": ["ContainerdShimHung"]}'
 """
-# ruff: noqa: INP001, T201 - a script, and it prints
+# ruff: noqa: T201 - a script, and it prints
 
 import argparse
 import signal

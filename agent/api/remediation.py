@@ -61,7 +61,8 @@ class RemediationServicer(pb_grpc.RemediationServiceServicer):
         caller = self._caller_of(context)
         violations = dict(_violations(request))
         if violations:
-            context.abort_with_status(errors.invalid(violations))
+            reason = RefusalReason.UNKNOWN_ACTION.value if violations.keys() == {"action"} else "INVALID_FIELDS"
+            context.abort_with_status(errors.invalid(violations, reason))
         asked = words.read_request(request, caller.identity)
         try:
             done = self._engine.remediate(asked, caller, seconds_left(context, MAX_SECONDS))

@@ -61,15 +61,15 @@ class Course:
         self._pid_problem = pid_problem
         self._reached = reached
 
-    def run(self, begun: Remediation, gate: Callable[[], Refusal | None], *, dry_run: bool) -> Remediation:
+    def run(self, begun: Remediation, gate: Callable[[], Refusal | None], dry_run: str = "") -> Remediation:
         """Return what came of a remediation that was begun in the ledger. Raises nothing.
 
-        `gate` decides once more right before the act; `dry_run` stops there.
+        `gate` decides once more right before the act; `dry_run` is why it ends there, empty if it does not.
         """
         self._reached(Step.ADMITTED)
         state = _State(begun)
         try:
-            self._lead(state, gate, dry_run=dry_run)
+            self._lead(state, gate, dry_run)
         except RefusedError as refused:
             state.end(Outcome.REFUSED, refused.refusal.message, refused.refusal)
         except Exception as error:  # a fault of our own must not stay without an answer
@@ -79,7 +79,7 @@ class Course:
             state.end(Outcome.FAILED, f"{done}: {what}")
         return replace(state.now, finished_at=self._clock.wall())
 
-    def _lead(self, state: "_State", gate: Callable[[], Refusal | None], *, dry_run: bool) -> None:
+    def _lead(self, state: "_State", gate: Callable[[], Refusal | None], dry_run: str) -> None:
         request = state.now.request
         remedy = self._remedies[request.action]
         finding = self._finding(remedy, request)
@@ -92,7 +92,8 @@ class Course:
             self._reached(Step.EVIDENCE_STORED)
             _allow(gate())
             if dry_run:
-                state.end(Outcome.DRY_RUN, f"nothing was done, a live run would have acted: {case.message}")
+                message = f"nothing was done, {dry_run}; a live run would have acted: {case.message}"
+                state.end(Outcome.DRY_RUN, message)
                 return
             self._write_down(state)
             self._reached(Step.ABOUT_TO_ACT)

@@ -49,6 +49,7 @@ NOT_WORTH_A_ROW = frozenset(
     }
 )
 """Refusals that are logged and counted, and not listed: they say nothing of the target, and there may be many."""
+_STOPPING = Refusal(RefusalReason.STOPPING, "the agent is stopping", BUSY_RETRY_SECONDS)
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ class Engine:
     def _admit(self, request: Request, caller: Caller) -> _Run | Remediation:
         """Return the run to wait for, or the stored answer of a repeat. Raises RefusedError."""
         if self._stopping:
-            raise RefusedError(Refusal(RefusalReason.STOPPING, "the agent is stopping", BUSY_RETRY_SECONDS))
+            raise RefusedError(_STOPPING)
         try:
             with self._admitting.inside():
                 return self._earlier(request) or self._begin(request, caller)
@@ -201,10 +202,21 @@ class Engine:
         remedy = self._remedies.get(request.action)
         return gate.decide(request, self._standings.of(request, caller, remedy, known))
 
+    def _last_word(self, request: Request, caller: Caller) -> Refusal | None:
+        """Ask the gate once more, right before the act."""
+        if self._stopping:
+            return _STOPPING
+        try:
+            return self._decide(request, caller)
+        except LedgerError as error:
+            return Refusal(RefusalReason.LEDGER_UNUSABLE, str(error))
+
     def _carry_out(self, run: _Run, begun: Remediation, caller: Caller) -> None:
         request = run.request
-        dry_run = request.dry_run or self._standings.rules.dry_run
-        result = self._course.run(begun, lambda: self._decide(request, caller), dry_run=dry_run)
+        dry_run = "as was asked" if request.dry_run else ""
+        if self._standings.rules.dry_run:
+            dry_run = "since the setting remediation.dry_run is on"
+        result = self._course.run(begun, lambda: self._last_word(request, caller), dry_run)
         try:
             self._ledger.conclude(result)
         except LedgerError as error:

@@ -18,6 +18,7 @@ from agent.remediation.ledger import LedgerError
 from agent.remediation.remedy import ActError, Verification
 from agent.remediation.standing import Rules
 from agent.remediation.turnstile import Turnstile
+from tests.lab.waiting import wait_until
 from tests.unit.remediation.engines import (
     FIRST,
     OPERATOR,
@@ -187,6 +188,7 @@ def test_an_answer_that_cannot_be_written_down_afterwards_is_still_the_answer(
 def test_a_dry_run_does_everything_but_the_act(bench: Bench) -> None:
     answer = bench.ask(dry_run=True)
     assert (answer.outcome, answer.acted) == (Outcome.DRY_RUN, False)
+    assert "as was asked" in answer.message
     assert bench.remedy.calls == ["confirm", "evidence", "close"]
 
 
@@ -197,7 +199,9 @@ def test_a_dry_run_fails_where_a_live_run_would(bench: Bench) -> None:
 
 def test_the_setting_makes_every_run_a_dry_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path, replace(Bench(tmp_path / "other").rules, dry_run=True))
-    assert bench.ask().outcome is Outcome.DRY_RUN
+    answer = bench.ask()
+    assert answer.outcome is Outcome.DRY_RUN
+    assert "remediation.dry_run" in answer.message
     assert "perform" not in bench.remedy.calls
 
 
@@ -305,6 +309,16 @@ def test_a_pause_during_the_probe_stops_the_act(bench: Bench) -> None:
         (bench.folder / "paused").write_text("stop\n")
     assert refused_for(bench.ask()) is RefusalReason.PAUSED
     assert "perform" not in bench.remedy.calls
+
+
+def test_an_agent_that_is_told_to_stop_during_the_probe_does_not_act(bench: Bench) -> None:
+    with held_up(bench, "confirm"):
+        stopper = threading.Thread(target=bench.engine.stop)
+        stopper.start()
+        wait_until(lambda: refused_for(bench.ask(SECOND)) is RefusalReason.STOPPING, 5, "it takes nothing more")
+    stopper.join(10)
+    assert "perform" not in bench.remedy.calls
+    assert Bench(bench.folder, remedy=bench.remedy).ask().outcome is Outcome.VERIFIED, "the same request may come again"
 
 
 # -- at most once
