@@ -4,14 +4,13 @@ Plain text is stable and greppable: sections in a fixed order, one label per lin
 columns. Only commands may be longer, because a command that was broken in two cannot be typed.
 """
 
-import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from agent.exporters.digest import Accusation, Digest, Wrong, digest
+from agent.exporters.layout import labelled, wrapped
 from agent.model import NodeReport
 
-WIDTH = 100
 LABEL_WIDTH = 12
 NAME_WIDTH = 30
 
@@ -35,7 +34,7 @@ def plain(report: NodeReport) -> str:
 
 def _lines(seen: Digest) -> Iterator[str]:
     yield f"Node {seen.node} at {seen.at}"
-    yield from _wrapped(seen.headline, "")
+    yield from wrapped(seen.headline, "")
     if seen.wrong:
         yield from _title("What is wrong")
         for number, wrong in enumerate(seen.wrong):
@@ -46,8 +45,8 @@ def _lines(seen: Digest) -> Iterator[str]:
     if seen.unseen:
         yield from _title("What could not be seen, and why")
         for group in seen.unseen:
-            yield from _wrapped(", ".join(group.types), "  ")
-            yield from _wrapped(group.why, "    ")
+            yield from wrapped(", ".join(group.types), "  ")
+            yield from wrapped(group.why, "    ")
     yield from _section("About the agent itself", seen.notes)
     yield from _section("Not on this node", seen.absent)
 
@@ -62,14 +61,14 @@ def _section(title: str, entries: Iterable[tuple[str, str]]) -> Iterator[str]:
     if entries:
         yield from _title(title)
     for name, text in entries:
-        yield from _labelled(name, text, "  ", NAME_WIDTH)
+        yield from labelled(name, text, "  ", NAME_WIDTH)
 
 
 def _wrong(wrong: Wrong) -> Iterator[str]:
-    yield from _wrapped(f"{wrong.type}: {wrong.reason}", "  ")
+    yield from wrapped(f"{wrong.type}: {wrong.reason}", "  ")
     if not wrong.accusations:
-        yield from _wrapped(wrong.message, "    ")
-        yield from _labelled("since", wrong.since, "      ", LABEL_WIDTH)
+        yield from wrapped(wrong.message, "    ")
+        yield from labelled("since", wrong.since, "      ", LABEL_WIDTH)
     for number, accusation in enumerate(wrong.accusations):
         if number:
             yield ""
@@ -78,29 +77,15 @@ def _wrong(wrong: Wrong) -> Iterator[str]:
         yield ""
         yield f"    {len(wrong.further)} more:"
     for message in wrong.further:
-        yield from _wrapped(message, "    - ")
+        yield from wrapped(message, "    - ")
 
 
 def _accusation(accusation: Accusation) -> Iterator[str]:
-    yield from _wrapped(accusation.message, "    ")
+    yield from wrapped(accusation.message, "    ")
     for label, text in accusation.rows:
-        yield from _labelled(label, text, "      ", LABEL_WIDTH)
+        yield from labelled(label, text, "      ", LABEL_WIDTH)
     for number, (name, text) in enumerate(accusation.evidence):
-        yield from _labelled("" if number else "evidence", f"{name}: {text}", "      ", LABEL_WIDTH)
-    yield from _labelled("what to do", accusation.advice.words, "      ", LABEL_WIDTH)
+        yield from labelled("" if number else "evidence", f"{name}: {text}", "      ", LABEL_WIDTH)
+    yield from labelled("what to do", accusation.advice.words, "      ", LABEL_WIDTH)
     for number, command in enumerate(accusation.advice.commands):
         yield f"      {'' if number else 'type':{LABEL_WIDTH}}{command}"
-
-
-def _labelled(label: str, text: str, indent: str, width: int) -> Iterator[str]:
-    """Put the label before the text, and further lines of the text below its first."""
-    first = f"{indent}{label:{width}}"
-    if not first.endswith(" "):
-        first += " "
-    yield from _wrapped(text, first)
-
-
-def _wrapped(text: str, first: str) -> Iterator[str]:
-    rest = " " * len(first)
-    lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
-    yield from lines or [first.rstrip()]
