@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.exporters.digest import Accusation, Digest, Wrong, digest
-from agent.exporters.report_text import LABEL_WIDTH, WIDTH
+from agent.exporters.layout import WIDTH
+from agent.exporters.report_text import LABEL_WIDTH
 from agent.model import NodeReport
 
 RED, GREEN, YELLOW, QUIET, COMMAND = "bold bright_red", "green", "yellow", "dim", "bold cyan"

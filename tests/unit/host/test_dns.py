@@ -180,7 +180,7 @@ class TestAsk:
         with serving(silent) as server:
             (seen,) = ask(server, attempt=SHORT)
         assert fates(seen) == ([(L, L)], [(L, U)])
-        assert 2 * SHORT <= seen.waited_seconds < 2 * SHORT + 0.4
+        assert 2 * SHORT <= seen.waited_seconds < 2 * SHORT + 1
 
     def test_refused_is_known_at_once(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reserved:
@@ -205,7 +205,7 @@ class TestAsk:
                 each.join()
         assert fates(seen) == ([(A, A)], [(L, U)])
         for query in seen.pairs[0]:
-            assert query.seconds == pytest.approx(0.2, abs=0.06)
+            assert query.seconds == pytest.approx(0.2, abs=0.15)
 
     def test_several_servers_are_asked_at_once(self) -> None:
         with serving(healthy) as first, serving(silent) as second, serving(silent, "::1") as third:

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from agent.api import credentials as module
 from agent.api.credentials import CertificateError, CertificateWatch, SwappedError, read
 from agent.api.endpoint import EndpointError, TlsFiles
+from tests.integration.api.behind_tls import READER, TlsAgent
 from tests.lab.certificates import Authority, Issued, Projected
 from tests.lab.waiting import wait_until
-from tests.unit.api.behind_tls import READER, TlsAgent
 
 PERIOD = 0.01
 

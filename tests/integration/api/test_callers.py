@@ -32,9 +32,9 @@ from agent.api.pb import diagnostics_service_pb2_grpc as pb_grpc
 from agent.api.reception import Visitor
 from agent.client import ClientError
 from agent.model import Action
+from tests.integration.api.behind_tls import CALLERS, CONTROLLER, READER, TlsAgent
 from tests.lab.certificates import Authority, Name
 from tests.lab.waiting import wait_until
-from tests.unit.api.behind_tls import CALLERS, CONTROLLER, READER, TlsAgent
 
 STRANGER = "spiffe://lab/ns/ops/sa/someone-else"
 

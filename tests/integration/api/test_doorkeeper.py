@@ -25,8 +25,8 @@ from agent.api.reception import UserArrival, Visitor
 from agent.client import Client, ClientError
 from agent.model import ActiveFinding, Condition, DetectorState, DetectorStatus, Snapshot, Status
 from agent.pipeline.board import Entry
+from tests.integration.api.behind_tls import READER, TlsAgent
 from tests.lab.waiting import wait_until
-from tests.unit.api.behind_tls import READER, TlsAgent
 from tests.unit.doubles import SICK, finding
 
 STRANGER = 65_534
@@ -183,7 +183,7 @@ def test_it_is_told_which_user_calls(kept: Callable[..., tuple[Doorkeeper, Insid
 def test_an_agent_that_is_not_root_lets_in_itself_and_root_and_tells_them_apart(folder: Path) -> None:
     program = f"""
 import json, os, sys
-from tests.unit.api import test_doorkeeper as t
+from tests.integration.api import test_doorkeeper as t
 os.setgroups([]); os.setgid({STRANGER}); os.setuid({STRANGER})
 uids = []
 def note(connection):

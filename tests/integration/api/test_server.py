@@ -43,9 +43,9 @@ from agent.model import (
 from agent.pipeline.board import Board, Entry
 from agent.pipeline.feed import MAX_WATCHERS, Feed
 from agent.remediation.evidence import EvidenceStore
+from tests.integration.api.behind_tls import READER, TlsAgent
 from tests.lab.certificates import Authority
 from tests.lab.waiting import wait_until
-from tests.unit.api.behind_tls import READER, TlsAgent
 from tests.unit.builders import RealClock
 from tests.unit.doubles import DIRTY, SICK, finding
 
