@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -331,6 +332,17 @@ class TestWhatCameOfIt:
             server.release()
             with pytest.raises(ActError, match="nothing was done: the shim answers again"):
                 case.perform()
+        assert stage.shim.poll() is None
+
+    def test_a_shim_that_recovers_during_the_last_look_is_spared(self, stage: Stage) -> None:
+        server = stage.serve(SILENT)
+        finding = stage.finding()
+        with stage.remedy().confirm(finding.target, finding) as case:
+            recovery = threading.Timer(0.3, server.release)
+            recovery.start()
+            with pytest.raises(ActError, match="nothing was done: the shim answers again"):
+                case.perform()
+            recovery.join()
         assert stage.shim.poll() is None
 
     def test_a_shim_that_does_not_die_is_told_and_its_containers_are_left(

@@ -620,3 +620,42 @@ def test_within_the_cooldown_nothing_is_ever_allowed(uptime: float, at: float, s
     told = decide(*both(stands(boot_seconds=uptime), lived(act))(case()))
     since = max(0.0, uptime - at) if same_boot else uptime
     assert (told is None) is (60.0 - since <= 0.0)
+
+
+# -- the one target whose process is gone for good
+
+
+def dead_shim(action: Action = Action.RESTART_CONTAINERD, **fields: Any) -> Case:
+    """A shim that is dead, as its finding names it: by its container; nothing of it is there to look at."""
+    request, standing = case()
+    exact = {"pid": None, "start_time": None, "container_id": "abc", **fields}
+    return (
+        dataclasses.replace(request, action=action, target=dataclasses.replace(request.target, **exact)),
+        dataclasses.replace(
+            standing,
+            process=None,
+            limits={action: Limits()},
+            caller=Caller("controller", frozenset({action})),
+        ),
+    )
+
+
+def test_containerd_may_be_restarted_for_the_bundle_of_a_dead_shim() -> None:
+    assert decide(*dead_shim()) is None
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (dead_shim(Action.KILL_SHIM), RefusalReason.INEXACT_TARGET),
+        (dead_shim(Action.THAW_CGROUP), RefusalReason.INEXACT_TARGET),
+        (dead_shim(container_id=""), RefusalReason.INEXACT_TARGET),
+        (dead_shim(boot_id=""), RefusalReason.INEXACT_TARGET),
+        (dead_shim(boot_id=OTHER), RefusalReason.OTHER_BOOT),
+        (dead_shim(pid=PID, start_time=START), RefusalReason.TARGET_GONE),
+    ],
+)
+def test_nothing_else_is_allowed_without_a_process(odd: Case, reason: RefusalReason) -> None:
+    refusal = decide(*odd)
+    assert refusal is not None
+    assert refusal.reason is reason
