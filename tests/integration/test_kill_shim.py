@@ -334,7 +334,10 @@ class TestWhatCameOfIt:
                 case.perform()
         assert stage.shim.poll() is None
 
-    def test_a_shim_that_recovers_during_the_last_look_is_spared(self, stage: Stage) -> None:
+    def test_a_shim_that_recovers_during_the_last_look_is_spared(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kill_shim, "LAST_LOOK_SECONDS", 5.0)
         server = stage.serve(SILENT)
         finding = stage.finding()
         with stage.remedy().confirm(finding.target, finding) as case:
