@@ -68,11 +68,17 @@ class Stage:
         """Listen where the bundle says."""
         return ShimServer(self.address, answers, **options)
 
-    def remedy(self) -> KillShim:
+    def remedy(self, probe_seconds: float = 0.2) -> KillShim:
         bundles = Bundles(str(self.state.root), self.namespaces)
         inventory = InventorySense(bundles, self.procfs, Pods(bundles, self.procfs), self.namespaces)
         return KillShim(
-            inventory, self.procfs, Cgroups("/sys"), RealClock(), sysfs="/sys", probe_seconds=0.2, cleanup_seconds=0
+            inventory,
+            self.procfs,
+            Cgroups("/sys"),
+            RealClock(),
+            sysfs="/sys",
+            probe_seconds=probe_seconds,
+            cleanup_seconds=0,
         )
 
     def finding(self, reason: str = UNRESPONSIVE, container: str = ID, **values: Value) -> Finding:
@@ -337,10 +343,10 @@ class TestWhatCameOfIt:
     def test_a_shim_that_recovers_during_the_last_look_is_spared(
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(kill_shim, "LAST_LOOK_SECONDS", 5.0)
+        monkeypatch.setattr(kill_shim, "LAST_LOOK_SECONDS", 1.0)
         server = stage.serve(SILENT)
         finding = stage.finding()
-        with stage.remedy().confirm(finding.target, finding) as case:
+        with stage.remedy(probe_seconds=1.0).confirm(finding.target, finding) as case:
             recovery = threading.Timer(0.3, server.release)
             recovery.start()
             with pytest.raises(ActError, match="nothing was done: the shim answers again"):
