@@ -89,7 +89,7 @@ class RemediationServiceServicer:
         PERMISSION_DENIED: the caller is unknown, or may not ask for this action. FAILED_PRECONDITION: the target is gone
         or has changed, the condition is no longer true, the fencing token is stale, remediation is disabled or paused, or
         nothing can be recorded. RESOURCE_EXHAUSTED: cool-down or budget. UNAVAILABLE: another remediation is under way,
-        or the agent is stopping.
+        or the agent is stopping. DEADLINE_EXCEEDED: it is still under way, after two minutes or at the caller's deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
