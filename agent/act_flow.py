@@ -13,7 +13,6 @@ from agent.app import Senses
 from agent.clock import Clock
 from agent.host.conntrack import Conntrack
 from agent.host.inventory import InventorySense
-from agent.host.listeners import Listeners
 from agent.model import Action
 from agent.pipeline.board import Board
 from agent.remediation.actions.delete_conntrack_flows import DeleteConntrackFlows
@@ -92,7 +91,7 @@ def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) ->
     namespaces = settings.containerd.namespaces
     inventory = InventorySense(senses.bundles, procfs, senses.pods, namespaces)
     parents = Parents(procfs, cgroups, namespaces, clock, settings.detectors.defunct_processes.max_per_parent + 1)
-    listeners = Listeners(settings.host.proc)
+    listeners = senses.listeners
     systemd = Systemd(settings.host.dbus_socket, clock)
     kubelet, runtime = settings.detectors.kubelet_healthz, settings.detectors.container_runtime
     return (

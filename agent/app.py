@@ -15,11 +15,13 @@ from agent.host.cgroups import Cgroups
 from agent.host.conntrack import Conntrack
 from agent.host.dns import Dns
 from agent.host.inventory import InventorySense
+from agent.host.kubelet import place
+from agent.host.listeners import Listeners
 from agent.host.namespaces import Namespaces
 from agent.host.pods import Pods
-from agent.host.procfs import Procfs
+from agent.host.procfs import Process, Procfs
 from agent.host.shims import ShimSense
-from agent.model import Detector, ProcessId
+from agent.model import CannotSeeError, Detector, ProcessId
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
 from agent.settings import DetectorsSettings, Loaded, Settings, node_name
@@ -55,6 +57,7 @@ class Senses:
         self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces)
         self.pods = Pods(self.bundles, self.procfs)
         self.shims = ShimSense(clock)
+        self.listeners = Listeners(settings.host.proc)
 
     def pid_problem(self) -> str | None:
         """Why the processes seen are not the node's; None if they are."""
@@ -67,14 +70,23 @@ class Senses:
             return f"cannot tell whether this is the node's network, since pid 1 is not the node's: {hidden}"
         return self.namespaces.network_problem()
 
-    def only(self, comm: str) -> Callable[[], ProcessId | None]:
-        """Find the one process of a name; None if there is none, or more than one."""
+    def service(self, comm: str, listening: Callable[[], frozenset[int]]) -> Callable[[], ProcessId | None]:
+        """Find the one process of a name; of several, the one that holds a socket of these inodes. None if unclear."""
 
         def find() -> ProcessId | None:
             found = [process for process in self.procfs.named(comm) if not self.procfs.nested(process.pid)]
+            if len(found) > 1:
+                found = self._holders(found, listening)
             return found[0].id if len(found) == 1 else None
 
         return find
+
+    def _holders(self, processes: list[Process], listening: Callable[[], frozenset[int]]) -> list[Process]:
+        try:
+            wanted = listening()
+            return [process for process in processes if wanted & self.listeners.held_by(process.pid)]
+        except CannotSeeError:
+            return []
 
 
 def enabled(settings: Settings) -> tuple[str, ...]:
@@ -99,6 +111,8 @@ def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES)
 
 def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]]:
     settings, senses = loaded.settings, Senses(loaded, clock)
+    containerd_process = senses.service("containerd", lambda: senses.listeners.unix(settings.containerd.address))
+    kubelet_process = senses.service("kubelet", lambda: senses.listeners.tcp(*place(settings.kubelet.healthz_url)))
     detectors = settings.detectors
     containerd = settings.containerd
     state_dir = Path(containerd.state_dir)
@@ -112,7 +126,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             senses.pid_problem,
             clock,
             expected=loaded.is_set("containerd.state_dir"),
-            containerd_process=senses.only("containerd"),
+            containerd_process=containerd_process,
         ),
         "defunct_processes": lambda: DefunctProcessesDetector(
             detectors.defunct_processes,
@@ -143,7 +157,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             explicit=loaded.is_set("kubelet.healthz_url"),
             clock=clock,
             kubelet_dir=KUBELET_DIR,
-            kubelet_process=senses.only("kubelet"),
+            kubelet_process=kubelet_process,
             process_age=senses.procfs.age_seconds,
             boot_id=senses.procfs.boot_id,
             network_problem=senses.network_problem,
@@ -154,7 +168,7 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             explicit=loaded.is_set("containerd.address"),
             clock=clock,
             state_dir=state_dir,
-            containerd_process=senses.only("containerd"),
+            containerd_process=containerd_process,
             process_age=senses.procfs.age_seconds,
             boot_id=senses.procfs.boot_id,
         ),

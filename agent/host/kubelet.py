@@ -53,6 +53,13 @@ def is_loopback(url: str) -> bool:
     return host == "localhost" or ip_address(host.partition("%")[0]).is_loopback
 
 
+def place(url: str) -> tuple[str, int]:
+    """Return the IP address and port of a healthz URL, as it is asked."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return ("127.0.0.1" if host == "localhost" else host), parts.port or 80
+
+
 def failing_checks(body: bytes) -> tuple[str, ...]:
     """Return the names of the checks that failed, from lines such as `[-]syncloop failed: reason withheld`.
 

@@ -108,6 +108,9 @@ HUNG, LEAKED = "ContainerdShimHung", "ContainerdShimLeaked"
 ZOMBIES, KUBELET = "ExcessiveDefunctProcesses", "KubeletHealthzFailing"
 RACE, DNS, RUNTIME = "ConntrackDNSRace", "DNSUnavailable", "ContainerRuntimeUnresponsive"
 
+LANES = ((HUNG, LEAKED, ZOMBIES, RUNTIME), (KUBELET,), (RACE, DNS))
+"""Conditions whose faults may be there at the same time as those of the other lanes."""
+
 FAULTS = (
     Fault("shim stopped", _shim(shim_faults.stopped_shim), HUNG, "ShimUnresponsive"),
     Fault("shim frozen", _shim(shim_faults.frozen_shim), HUNG, "ShimUnresponsive"),

@@ -7,13 +7,12 @@ is only slow (the node lacks CPU), or a URL that is wrong (3xx, 4xx): neither is
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from agent.acts import RefusalReason
 from agent.clock import Clock
 from agent.host.cgroups import Cgroups
 from agent.host.exchange import Attempt, Ending
-from agent.host.kubelet import HttpAnswer, healthz, is_loopback
+from agent.host.kubelet import HttpAnswer, healthz, is_loopback, place
 from agent.host.listeners import Listeners
 from agent.host.procfs import Process, Procfs
 from agent.model import Action, Finding, Target, TargetKind
@@ -83,7 +82,7 @@ class RestartKubelet:
         self._patience = patience
         self._network_problem = network_problem
         self._restarter = Restarter(procfs, systemd, patience)
-        host, port = _place(url)
+        host, port = place(url)
         self._service = NodeService(COMM, url, lambda: listeners.tcp(host, port), listeners, procfs, namespaces)
 
     @contextmanager
@@ -147,10 +146,3 @@ def _is_ill(attempt: Attempt[HttpAnswer]) -> bool:
         why = f"HTTP {status} does not say that the kubelet is ill, but that kubelet.healthz_url is wrong"
         raise refused(RefusalReason.NOT_CONFIRMED, why)
     raise not_confirmed((attempt,))
-
-
-def _place(url: str) -> tuple[str, int]:
-    """Return the IP address and port of a healthz URL, as `host.kubelet` asks it."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return ("127.0.0.1" if host == "localhost" else host), parts.port or 80
