@@ -15,5 +15,5 @@ def test_of_two_processes_of_one_name_the_service_is_the_one_that_listens() -> N
             address = place(kubelet.url)
             find = senses.service("kubelet", lambda address=address: senses.listeners.tcp(*address))  # type: ignore[misc]
             assert find() == ProcessId(kubelet.process.pid, kubelet.process.start_time)
-        assert senses.service("kubelet", lambda: frozenset())() is None, "nobody listens: nobody is named"
-    assert senses.service("kubelet", lambda: frozenset())() is None
+        assert senses.service("kubelet", frozenset)() is None, "nobody listens: nobody is named"
+    assert senses.service("kubelet", frozenset)() is None
