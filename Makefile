@@ -27,8 +27,9 @@ demo: setup-test lab-packages
 
 ## test: everything, on real parts; what watches a whole node runs one at a time
 test: unit lab-packages node-packages
-	$(BIN)/python -m pytest tests/integration tests/lab -n 4 --dist loadfile
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
+	$(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
+	$(BIN)/python -m pytest tests/lab tests/e2e
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages

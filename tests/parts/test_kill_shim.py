@@ -1,7 +1,7 @@
 """When KillShim refuses, what it does when the shim or its containers will not die, and what it says of it.
 
 The shims here are real processes of that name with real sockets, which hang or answer as told; what only a real
-containerd can show is in tests/integration/test_shim_actions.py.
+containerd can show is in tests/parts/test_shim_actions.py.
 """
 
 import json

@@ -16,4 +16,3 @@ def test_of_two_processes_of_one_name_the_service_is_the_one_that_listens() -> N
             find = senses.service("kubelet", lambda address=address: senses.listeners.tcp(*address))  # type: ignore[misc]
             assert find() == ProcessId(kubelet.process.pid, kubelet.process.start_time)
         assert senses.service("kubelet", frozenset)() is None, "nobody listens: nobody is named"
-    assert senses.service("kubelet", frozenset)() is None

@@ -75,7 +75,7 @@ KINDS: Counter[tuple[str, str, str, bool]] = Counter(
 
 
 def act(node: Node, address: str) -> dict[str, Any]:
-    command = ["env", "-C", str(ROOT), sys.executable, "-m", "tests.integration.flow_action", address]
+    command = ["env", "-C", str(ROOT), sys.executable, "-m", "tests.parts.flow_action", address]
     answer: dict[str, Any] = json.loads(node.run(*command).stdout)
     return answer
 

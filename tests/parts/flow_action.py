@@ -1,6 +1,6 @@
 """Runs DeleteConntrackFlows in the network namespace it is started in, and prints what came of it as one line of JSON.
 
-python -m tests.integration.flow_action ADDRESS     # `-` for all servers
+python -m tests.parts.flow_action ADDRESS     # `-` for all servers
 """
 
 import json
