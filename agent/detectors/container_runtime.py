@@ -24,6 +24,7 @@ from typing import ClassVar, TypeAlias
 
 from agent.clock import Clock
 from agent.detectors.refusals import Refusals, readable, restarting, who
+from agent.host.bundles import TASKS
 from agent.host.containerd import STATUS_OK, STATUS_UNIMPLEMENTED, RuntimeAnswer, ask_version
 from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.service import Lifetime, ServiceProcess
@@ -46,8 +47,6 @@ NAME = "containerd"
 TIMEOUT = "CRITimeout"
 REFUSED = "RuntimeRefused"
 
-TASKS = "io.containerd.runtime.v2.task"
-"""Folder of the bundles in containerd's state directory, 1.6 to 2.x."""
 RECHECK_SECONDS = 1.0
 """A containerd that is starting is looked at this often."""
 

@@ -21,7 +21,8 @@ from typing import ClassVar
 from agent.clock import Clock
 from agent.host import cgroups
 from agent.host.cgroups import CgroupOwner, Cgroups
-from agent.host.procfs import Process, Procfs, Zombie
+from agent.host.inventory import SHIM_COMM
+from agent.host.procfs import INIT_PID, Process, Procfs, Zombie
 from agent.model import (
     Action,
     CannotSeeError,
@@ -51,8 +52,6 @@ STATE_NAMES = {
     "I": "idle",
     "X": "dead",
 }
-INIT_PID = 1
-SHIM_COMM = "containerd-shim"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,13 @@ from agent.host import cgroups
 from agent.host.bundles import Bundle, Bundles
 from agent.host.cgroups import CgroupOwner
 from agent.host.pods import Pods
-from agent.host.procfs import Process, Procfs
+from agent.host.procfs import INIT_PID, Process, Procfs
 from agent.host.shims import ShimQuery
 from agent.model import PodRef, ProcessId
 
 SHIM_COMM = "containerd-shim"
 """The first 15 bytes of containerd-shim-runc-v2 and of every other v2 shim."""
 DELETED = " (deleted)"
-INIT_PID = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from agent.host.bundles import Bundle, Bundles
-from agent.host.procfs import Procfs
+from agent.host.procfs import INIT_PID, Procfs
 from agent.model import NotApplicableError, PodRef
 
 MAX_REMEMBERED = 4096
-INIT_PID = 1
 
 
 class Pods:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from agent.model import ProcessId
 
+INIT_PID = 1
 MAX_STAT_BYTES = 2048
 MAX_FILE_BYTES = 16384
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")

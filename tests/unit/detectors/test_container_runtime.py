@@ -10,13 +10,13 @@ import pytest
 from agent.clock import StallMeter
 from agent.detectors.container_runtime import (
     REFUSED,
-    TASKS,
     TIMEOUT,
     UNRESPONSIVE,
     ContainerRuntimeDetector,
     ContainerRuntimeSettings,
     Observation,
 )
+from agent.host.bundles import TASKS
 from agent.host.containerd import RuntimeAnswer
 from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.service import Lifetime
