@@ -1,13 +1,11 @@
 """The act flow as JSON, for programs: the protos' fields in camelCase, moments in RFC 3339, spans in seconds. Pure."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from agent.acts import ActionStatus, Evidence, Refusal, Remediation, RemediationStatus, Request
 from agent.exporters.printable import encodable
-from agent.exporters.report_json import rfc3339
-from agent.model import Target
+from agent.exporters.report_json import rfc3339, target_json
 
 
 def dumps(document: object) -> str:
@@ -88,7 +86,7 @@ def _request(asked: Request) -> dict[str, Any]:
     return {
         "requestId": encodable(asked.request_id),
         "action": asked.action.value,
-        "target": _target(asked.target),
+        "target": target_json(asked.target),
         "dryRun": asked.dry_run,
         "fencingToken": asked.fencing_token,
         "reason": encodable(asked.reason),
@@ -101,14 +99,3 @@ def _refusal(refused: Refusal) -> dict[str, Any]:
         "message": encodable(refused.message),
         "retrySeconds": refused.retry_seconds,
     }
-
-
-def _target(target: Target) -> dict[str, Any]:
-    """Only the fields that apply to this kind of target, named as in the report."""
-    fields = {key: value for key, value in asdict(target).items() if value not in {None, ""}}
-    return {_camel(key): encodable(value) if isinstance(value, str) else value for key, value in fields.items()}
-
-
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)

@@ -43,13 +43,13 @@ def _finding(active: ActiveFinding) -> dict[str, Any]:
         "message": encodable(finding.message),
         "recommendedAction": finding.recommended_action.value,
         "since": rfc3339(active.since),
-        "target": _target(finding.target),
+        "target": target_json(finding.target),
         "pod": _pod(finding.pod),
         "values": {_camel(key): _value(value) for key, value in finding.values.items()},
     }
 
 
-def _target(target: Target) -> dict[str, Any]:
+def target_json(target: Target) -> dict[str, Any]:
     """Only the fields that apply to this kind of target."""
     fields: dict[str, Any] = {
         "kind": target.kind.value,
