@@ -180,6 +180,11 @@ class RefusedError(Exception):
         self.refusal = refusal
 
 
+def refused(reason: RefusalReason, message: str, retry_seconds: float | None = None) -> RefusedError:
+    """Return a refusal to raise."""
+    return RefusedError(Refusal(reason, message, retry_seconds))
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: `identity` for logs and the ledger, and the actions it may ask for."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.bundles import Bundle
 from agent.host.inventory import SHIM_COMM, Inventory, InventorySense, Shim
@@ -71,7 +71,7 @@ class ShimCheck:
             self._containers.occupied(paths)
         except OSError as error:
             why = f"what would survive the shim cannot be seen: {error}"
-            raise _refused(RefusalReason.CANNOT_SEE, why) from None
+            raise refused(RefusalReason.CANNOT_SEE, why) from None
         return AccusedShim(process, shim, containers, frozenset(paths))
 
     @contextmanager
@@ -84,7 +84,7 @@ class ShimCheck:
         if shim is None:
             if finding.reason != WITHOUT_CONTAINERS:
                 why = f"the bundle of container {container[:12]} is gone by now. Ask for a new report"
-                raise _refused(RefusalReason.NOT_CONFIRMED, why)
+                raise refused(RefusalReason.NOT_CONFIRMED, why)
             yield lambda _: self._without_bundle(container)
             return
         judges: Mapping[str, Callable[[ShimAnswer], str]] = {
@@ -94,7 +94,7 @@ class ShimCheck:
         }
         judge = judges.get(finding.reason)
         if judge is None:
-            raise _refused(RefusalReason.NOT_CONFIRMED, f"{finding.reason} is not mended by killing the shim")
+            raise refused(RefusalReason.NOT_CONFIRMED, f"{finding.reason} is not mended by killing the shim")
         with closing(ShimProbe(shim.query, self._clock)) as probe:
             yield lambda patience_seconds: judge(probe.ask(patience_seconds))
 
@@ -111,7 +111,7 @@ class ShimCheck:
             why = f"process {process.pid} is called {SHIM_COMM}, but lives in a container's cgroup: it is no shim"
         else:
             return process
-        raise _refused(RefusalReason.PROTECTED_PROCESS, why)
+        raise refused(RefusalReason.PROTECTED_PROCESS, why)
 
     def _served_by(self, process: Process, target: Target) -> Shim | None:
         """The shim of the container as a fresh look has it, which must be this process; None if its bundle is gone."""
@@ -128,7 +128,7 @@ class ShimCheck:
             raise _being_created(target.container_id)
         if any(s.process.id == process.id and s.container_id == target.container_id for s in seen.stray_shims):
             return None
-        raise _refused(
+        raise refused(
             RefusalReason.TARGET_CHANGED,
             f"process {process.pid} is not seen to be the shim of container {target.container_id[:12]}: no bundle, "
             "child or working directory says so. Ask for a new report",
@@ -146,9 +146,9 @@ class ShimCheck:
         for other in sorted(containers - served):
             if self._has_bundle(other):
                 why = f"container {other[:12]} has a bundle that is not this shim's, so it may not be ended with it"
-                raise _refused(RefusalReason.UNSAFE_NOW, why)
+                raise refused(RefusalReason.UNSAFE_NOW, why)
         if containers & self._containers.containers_of(os.getpid()):
-            raise _refused(RefusalReason.PROTECTED_PROCESS, f"shim {process.pid} is that of this agent's own pod")
+            raise refused(RefusalReason.PROTECTED_PROCESS, f"shim {process.pid} is that of this agent's own pod")
         return frozenset(containers)
 
     def _require_told_apart(self, process: Process, bundles: tuple[Bundle, ...]) -> None:
@@ -159,7 +159,7 @@ class ShimCheck:
                 continue
             if self._containers.containers_of(init.pid) != {bundle.id}:
                 why = f"the cgroup of container {bundle.id[:12]} does not tell it as Kubernetes' and containerd's do"
-                raise _refused(RefusalReason.CANNOT_SEE, f"{why}, so what survives the shim could not be found")
+                raise refused(RefusalReason.CANNOT_SEE, f"{why}, so what survives the shim could not be found")
 
     def _has_bundle(self, container: str) -> bool:
         try:
@@ -171,25 +171,25 @@ class ShimCheck:
 
     def _without_bundle(self, container: str) -> str:
         if self._has_bundle(container):
-            raise _refused(RefusalReason.NOT_CONFIRMED, f"container {container[:12]} has a bundle again")
+            raise refused(RefusalReason.NOT_CONFIRMED, f"container {container[:12]} has a bundle again")
         return "it runs on although its bundle is gone"
 
     def _unanswered(self, answer: ShimAnswer) -> str:
         if answer.outcome is Outcome.WAITING and answer.waiting_seconds >= self._probe_seconds:
             return f"it has not answered Connect for {answer.waiting_seconds:.1f} s, asked afresh"
         if answer.outcome is Outcome.ANSWERED:
-            raise _refused(RefusalReason.NOT_CONFIRMED, "the shim answers again")
+            raise refused(RefusalReason.NOT_CONFIRMED, "the shim answers again")
         raise _unclear(answer)
 
     def _stuck(self, answer: ShimAnswer, stuck: tuple[str, ...]) -> str:
         if answer.outcome is Outcome.WAITING:
             why = "now the shim does not answer Connect either, so more is wrong than was reported"
-            raise _refused(RefusalReason.NOT_CONFIRMED, f"{why}. Ask for a new report")
+            raise refused(RefusalReason.NOT_CONFIRMED, f"{why}. Ask for a new report")
         if answer.outcome is not Outcome.ANSWERED:
             raise _unclear(answer)
         waiting = {i: s for i, s in answer.states_waiting.items() if i in stuck and s >= self._probe_seconds}
         if not waiting:
-            raise _refused(RefusalReason.NOT_CONFIRMED, "the shim answers State of the stuck container again")
+            raise refused(RefusalReason.NOT_CONFIRMED, "the shim answers State of the stuck container again")
         container, seconds = max(waiting.items(), key=lambda pair: pair[1])
         return f"it answers Connect, but State of container {container[:12]} not for {seconds:.1f} s, asked afresh"
 
@@ -197,7 +197,7 @@ class ShimCheck:
 def _all_stopped(answer: ShimAnswer, shim: Shim) -> str:
     if answer.outcome is Outcome.WAITING:
         why = "the shim does not answer, so its containers cannot be asked for. Ask for a new report"
-        raise _refused(RefusalReason.NOT_CONFIRMED, why)
+        raise refused(RefusalReason.NOT_CONFIRMED, why)
     if answer.outcome is not Outcome.ANSWERED:
         raise _unclear(answer)
     for bundle in shim.bundles:
@@ -205,7 +205,7 @@ def _all_stopped(answer: ShimAnswer, shim: Shim) -> str:
         if state is None or not state.found or state.status != STOPPED:
             word = STATUS_NAMES.get(state.status, "?") if state is not None and state.found else "not known"
             why = f"container {bundle.id[:12]} is {word} by the shim's own word, not STOPPED"
-            raise _refused(RefusalReason.NOT_CONFIRMED, why)
+            raise refused(RefusalReason.NOT_CONFIRMED, why)
     return f"all its {len(shim.bundles)} container(s) have exited, by its own word just now"
 
 
@@ -213,10 +213,10 @@ def _require_same(shim: Shim, target: Target, process: Process) -> None:
     short = target.container_id[:12]
     if shim.process is None:
         why = f"cannot tell whether process {process.pid} is the shim of container {short}: CAP_SYS_PTRACE helps"
-        raise _refused(RefusalReason.CANNOT_SEE, why)
+        raise refused(RefusalReason.CANNOT_SEE, why)
     if shim.process.id != process.id or target.address not in {"", shim.address}:
         why = f"container {short} is served by shim {shim.process.pid} at {shim.address} by now"
-        raise _refused(RefusalReason.TARGET_CHANGED, f"{why}. Ask for a new report")
+        raise refused(RefusalReason.TARGET_CHANGED, f"{why}. Ask for a new report")
 
 
 def _require_not_creating(shim: Shim, seen: Inventory) -> None:
@@ -230,23 +230,19 @@ def _require_not_creating(shim: Shim, seen: Inventory) -> None:
 
 def _being_created(container: str) -> RefusedError:
     why = f"container {container[:12]} is being created, which keeps its shim busy: wait for its end"
-    return _refused(RefusalReason.UNSAFE_NOW, why, CREATING_RETRY_SECONDS)
+    return refused(RefusalReason.UNSAFE_NOW, why, CREATING_RETRY_SECONDS)
 
 
 def _unclear(answer: ShimAnswer) -> RefusedError:
     """The refusal for a shim that neither answers nor is silent."""
     if answer.outcome in {Outcome.REFUSED, Outcome.NO_SOCKET}:
         why = f"{answer.message} although its process lives: that is no proof that it hangs"
-        return _refused(RefusalReason.NOT_CONFIRMED, why)
-    return _refused(RefusalReason.CANNOT_SEE, f"the shim cannot be asked: {answer.message or 'its answer is late'}")
+        return refused(RefusalReason.NOT_CONFIRMED, why)
+    return refused(RefusalReason.CANNOT_SEE, f"the shim cannot be asked: {answer.message or 'its answer is late'}")
 
 
 def _unreadable(error: Exception) -> RefusedError:
-    return _refused(RefusalReason.CANNOT_SEE, f"containerd's bundles cannot be read: {error}")
-
-
-def _refused(reason: RefusalReason, message: str, retry_seconds: float | None = None) -> RefusedError:
-    return RefusedError(Refusal(reason, message, retry_seconds))
+    return refused(RefusalReason.CANNOT_SEE, f"containerd's bundles cannot be read: {error}")
 
 
 def _is_of(bundle: Bundle, target: Target) -> bool:

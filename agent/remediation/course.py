@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
 
-from agent.acts import Outcome, Refusal, RefusalReason, RefusedError, Remediation, Request
+from agent.acts import Outcome, Refusal, RefusalReason, RefusedError, Remediation, Request, refused
 from agent.clock import Clock
 from agent.model import Action, Finding, Status
 from agent.pipeline.board import Board
@@ -85,7 +85,7 @@ class Course:
         finding = self._finding(remedy, request)
         hidden = self._pid_problem()
         if hidden:
-            raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, hidden))
+            raise refused(RefusalReason.CANNOT_SEE, hidden)
         with self._confirmed(remedy, request, finding) as case:
             self._reached(Step.CONFIRMED)
             state.now = replace(state.now, evidence_id=self._store(request, finding, case))
@@ -115,7 +115,7 @@ class Course:
         mends = "; ".join(f"{kind}: {', '.join(reasons)}" for kind, reasons in remedy.mends.items())
         what = f"what is known about this target is {other}" if other else "no finding is about exactly this target now"
         message = f"{what}; {request.action} needs one of {mends}. Ask for a new report (nodediag report)"
-        raise RefusedError(Refusal(RefusalReason.CONDITION_NOT_TRUE, message))
+        raise refused(RefusalReason.CONDITION_NOT_TRUE, message)
 
     @contextmanager
     def _confirmed(self, remedy: Remedy, request: Request, finding: Finding) -> Iterator[Case]:
@@ -126,11 +126,11 @@ class Course:
                 case = stack.enter_context(remedy.confirm(request.target, finding))
             except OSError as error:
                 message = f"the target cannot be looked at: {error.strerror or error}"
-                raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, message)) from error
+                raise refused(RefusalReason.CANNOT_SEE, message) from error
             stalled = self._clock.stalled() - stalled_before
             if stalled > STALL_TOLERANCE_SECONDS:
                 message = f"the agent itself stood still for {stalled:.1f} s while it looked, so nothing is confirmed"
-                raise RefusedError(Refusal(RefusalReason.STALLED, message, STALL_RETRY_SECONDS))
+                raise refused(RefusalReason.STALLED, message, STALL_RETRY_SECONDS)
             yield case
 
     def _store(self, request: Request, finding: Finding, case: Case) -> str:
@@ -138,13 +138,13 @@ class Course:
         try:
             return self._evidence.store(request, content).id
         except EvidenceError as error:
-            raise RefusedError(Refusal(RefusalReason.EVIDENCE_NOT_STORED, str(error))) from error
+            raise refused(RefusalReason.EVIDENCE_NOT_STORED, str(error)) from error
 
     def _write_down(self, state: "_State") -> None:
         try:
             self._ledger.about_to_act(state.now.request.request_id, state.now.evidence_id)
         except LedgerError as error:
-            raise RefusedError(Refusal(RefusalReason.LEDGER_UNUSABLE, str(error))) from error
+            raise refused(RefusalReason.LEDGER_UNUSABLE, str(error)) from error
         state.now = replace(state.now, acted=True)
 
     def _act(self, state: "_State", case: Case) -> None:

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, refused
 from agent.host.procfs import Process, Procfs
 from agent.model import ProcessId
 from agent.remediation.remedy import ActError
@@ -49,14 +49,14 @@ class Grip:
 def held(process: ProcessId, procfs: Procfs) -> Iterator[Grip]:
     """Hold a process. Raises RefusedError if it is gone, is another one by now, or is not ours to touch."""
     if process.pid in OWN_PIDS or process.pid <= 1:
-        raise RefusedError(Refusal(RefusalReason.PROTECTED_PROCESS, f"process {process.pid} is never touched"))
+        raise refused(RefusalReason.PROTECTED_PROCESS, f"process {process.pid} is never touched")
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError as error:
         if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENOENT}:  # the latter two: a thread (Linux 6.9: ENOENT)
-            raise RefusedError(Refusal(RefusalReason.TARGET_GONE, f"process {process.pid} is gone")) from None
+            raise refused(RefusalReason.TARGET_GONE, f"process {process.pid} is gone") from None
         why = f"process {process.pid} cannot be held: {error.strerror}"
-        raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, why)) from None
+        raise refused(RefusalReason.CANNOT_SEE, why) from None
     try:
         same_process(process, procfs)
         yield Grip(process, pidfd)
@@ -68,13 +68,11 @@ def same_process(process: ProcessId, procfs: Procfs) -> Process:
     """Return the living process behind an identity. Raises RefusedError if it is gone or is another one by now."""
     now = procfs.process(process.pid)
     if now is None or procfs.has_ended(now):
-        raise RefusedError(Refusal(RefusalReason.TARGET_GONE, f"process {process.pid} is gone"))
+        raise refused(RefusalReason.TARGET_GONE, f"process {process.pid} is gone")
     if now.id != process:
-        raise RefusedError(
-            Refusal(
-                RefusalReason.TARGET_CHANGED,
-                f"pid {process.pid} is another process by now: it was started at tick {now.start_time}, not "
-                f"{process.start_time}. Ask for a new report",
-            )
+        raise refused(
+            RefusalReason.TARGET_CHANGED,
+            f"pid {process.pid} is another process by now: it was started at tick {now.start_time}, not "
+            f"{process.start_time}. Ask for a new report",
         )
     return now

@@ -55,5 +55,6 @@ class Remedy(Protocol):
     def confirm(self, target: Target, finding: Finding) -> AbstractContextManager[Case]:
         """Look at this very target now and open a case; `finding` is the confirmed one on the board.
 
-        Raises RefusedError: TARGET_GONE, TARGET_CHANGED, PROTECTED_PROCESS, NOT_CONFIRMED, UNSAFE_NOW, CANNOT_SEE.
+        Raises RefusedError: INEXACT_TARGET, OTHER_BOOT, TARGET_GONE, TARGET_CHANGED, PROTECTED_PROCESS, NOT_CONFIRMED,
+        UNSAFE_NOW, CANNOT_SEE, STALLED.
         """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agent.acts import RefusalReason, RefusedError
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.cgroups import Cgroups
 from agent.host.exchange import Attempt, Ending, printable
@@ -18,7 +18,7 @@ from agent.remediation.hands import Grip
 from agent.remediation.process_evidence import process_evidence
 from agent.remediation.remedy import ActError, Verification
 from agent.remediation.restarts import Restarter, Way
-from agent.remediation.services import Identified, NodeService, Patience, refused
+from agent.remediation.services import Identified, NodeService, Patience
 
 T = TypeVar("T")
 LOOK_SECONDS = 0.1

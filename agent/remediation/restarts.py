@@ -8,16 +8,14 @@ import os
 import signal
 from dataclasses import dataclass
 
-from agent.acts import RefusalReason, RefusedError
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.host import cgroups
 from agent.host.exchange import printable
-from agent.host.procfs import Process, Procfs
+from agent.host.procfs import INIT_PID, Process, Procfs
 from agent.remediation.hands import Grip, same_process
 from agent.remediation.remedy import ActError
-from agent.remediation.services import Patience, refused
+from agent.remediation.services import Patience
 from agent.remediation.systemd import BusError, DeclinedError, NoServiceError, Systemd, Unit
-
-INIT_PID = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.host import cgroups
 from agent.host.exchange import printable
 from agent.host.listeners import Listeners
@@ -34,11 +34,6 @@ class Patience:
     kill: float = 5.0
     successor: float = 30.0
     answer: float = 30.0
-
-
-def refused(reason: RefusalReason, message: str) -> RefusedError:
-    """Return a refusal to raise."""
-    return RefusedError(Refusal(reason, message))
 
 
 def exact(target: Target, name: str, address: str, procfs: Procfs) -> ProcessId:

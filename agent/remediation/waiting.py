@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, refused
 from agent.clock import Clock
 
 STANDSTILL_FACTOR = 3
@@ -16,7 +16,7 @@ def pause(clock: Clock, seconds: float, step_seconds: float = 0.1) -> None:
     while (left := until - clock.awake()) > 0:
         if clock.monotonic() - began > seconds * STANDSTILL_FACTOR + STANDSTILL_SECONDS:
             why = "this agent gets too little time to look twice: look at its CPU limit and the load of the node"
-            raise RefusedError(Refusal(RefusalReason.STALLED, why))
+            raise refused(RefusalReason.STALLED, why)
         time.sleep(min(left, step_seconds))
 
 

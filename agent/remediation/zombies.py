@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host import cgroups
 from agent.host.cgroups import CgroupOwner, Cgroups
@@ -81,7 +81,7 @@ class Parents:
         """Hold the target if it does not reap now. Raises RefusedError, as `Remedy.confirm` does."""
         if target.pid is None or target.start_time is None:
             why = "the target has no pid and start time; take it from a report of this node as it stands"
-            raise RefusedError(Refusal(RefusalReason.INEXACT_TARGET, why))
+            raise refused(RefusalReason.INEXACT_TARGET, why)
         identity = ProcessId(target.pid, target.start_time)
         with held(identity, self._procfs) as grip:
             owner = self._reapable(identity, target)
@@ -124,7 +124,7 @@ class Parents:
         process = same_process(identity, self._procfs)
         if process.comm in NEVER_TOUCHED or process.comm.startswith("runc:"):
             why = f"process {process.pid} is called {process.comm}: the node's own runtime is never touched"
-            raise RefusedError(Refusal(RefusalReason.PROTECTED_PROCESS, why))
+            raise refused(RefusalReason.PROTECTED_PROCESS, why)
         lines = self._procfs.cgroups(process.pid)
         owner = self._owner(process, lines, target)
         if process.state in STOPPED:
@@ -143,22 +143,22 @@ class Parents:
     def _owner(self, process: Process, lines: tuple[str, ...], target: Target) -> CgroupOwner:
         if not lines:
             why = f"the cgroups of process {process.pid} cannot be read, so nobody knows whose it is"
-            raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, why))
+            raise refused(RefusalReason.CANNOT_SEE, why)
         owner = cgroups.owner(lines, self._namespaces)
         if owner is None:
             why = f"process {process.pid} belongs to no container: restart the service it belongs to"
-            raise RefusedError(Refusal(RefusalReason.PROTECTED_PROCESS, why))
+            raise refused(RefusalReason.PROTECTED_PROCESS, why)
         own = cgroups.owner(self._procfs.cgroups(os.getpid()), self._namespaces)
         if own is not None and own.container_id == owner.container_id:
             why = f"process {process.pid} is in this agent's own container"
-            raise RefusedError(Refusal(RefusalReason.PROTECTED_PROCESS, why))
+            raise refused(RefusalReason.PROTECTED_PROCESS, why)
         if owner.container_id != target.container_id:
             asked = f"container {target.container_id[:12]}" if target.container_id else "no container"
             why = (
                 f"process {process.pid} is in container {owner.container_id[:12]}, while the request says "
                 f"{asked}. Ask for a new report"
             )
-            raise RefusedError(Refusal(RefusalReason.TARGET_CHANGED, why))
+            raise refused(RefusalReason.TARGET_CHANGED, why)
         return owner
 
     def _lasting(self, identity: ProcessId) -> tuple[Zombie, ...]:
@@ -170,7 +170,7 @@ class Parents:
             lasting = tuple(zombie for zombie in self._of(identity.pid) if zombie in known)
         except OSError as error:
             why = f"the processes of this node cannot be listed: {error.strerror or error}"
-            raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, why)) from None
+            raise refused(RefusalReason.CANNOT_SEE, why) from None
         if len(lasting) < self._min_zombies:
             raise _not_confirmed(
                 f"process {self.named(identity.pid)} has {len(lasting)} lasting zombies now ({len(first)} at a first "
@@ -194,4 +194,4 @@ def printable(text: str | bytes) -> str:
 
 
 def _not_confirmed(why: str) -> RefusedError:
-    return RefusedError(Refusal(RefusalReason.NOT_CONFIRMED, why))
+    return refused(RefusalReason.NOT_CONFIRMED, why)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.conntrack import Conntrack, ConntrackSample, FlowEntry, NotTrackedError
 from agent.model import Action, CannotSeeError, Finding, Target, TargetKind
@@ -72,14 +72,14 @@ class DeleteConntrackFlows:
         server = _server(target)
         problem = self._network_problem()
         if problem:
-            raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, problem))
+            raise refused(RefusalReason.CANNOT_SEE, problem)
         try:
             counters = self._conntrack.sample()
             look, waiting = self._waiting(server)
         except NotTrackedError as error:
             raise _not_confirmed(f"{error}, so there is no flow to delete") from None
         except CannotSeeError as error:
-            raise RefusedError(Refusal(RefusalReason.CANNOT_SEE, str(error))) from None
+            raise refused(RefusalReason.CANNOT_SEE, str(error)) from None
         if not waiting:
             raise _not_confirmed(
                 f"no UDP flow to {_to(server)} has waited for an answer for {self._min_waited_seconds:g} s or more; "
@@ -106,9 +106,8 @@ class DeleteConntrackFlows:
         try:
             return self._table.look(server, MAX_FLOWS)
         except (OSError, ValueError) as error:
-            raise RefusedError(
-                Refusal(RefusalReason.CANNOT_SEE, f"cannot list the DNS flows that wait for an answer: {_why(error)}")
-            ) from None
+            why = f"cannot list the DNS flows that wait for an answer: {_why(error)}"
+            raise refused(RefusalReason.CANNOT_SEE, why) from None
 
 
 class _Flows:
@@ -194,7 +193,7 @@ def _server(target: Target) -> str:
     why = f"{text[:80]!r} is no DNS server's address whose flows could be told from others; it takes an IP address"
     if port != DNS_PORT:
         why = f"only flows to port {DNS_PORT} are deleted, and the target names port {port}"
-    raise RefusedError(Refusal(RefusalReason.INEXACT_TARGET, why))
+    raise refused(RefusalReason.INEXACT_TARGET, why)
 
 
 def _split(text: str) -> tuple[str, int]:
@@ -231,4 +230,4 @@ def _why(error: Exception) -> str:
 
 
 def _not_confirmed(why: str) -> RefusedError:
-    return RefusedError(Refusal(RefusalReason.NOT_CONFIRMED, why))
+    return refused(RefusalReason.NOT_CONFIRMED, why)

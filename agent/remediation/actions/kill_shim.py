@@ -16,7 +16,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any, ClassVar
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import Refusal, RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.bundles import Bundle
 from agent.host.cgroups import Cgroups
@@ -90,7 +90,7 @@ class KillShim:
         """Look at this very shim now; see `Remedy.confirm`."""
         if target.pid is None or target.start_time is None or not target.container_id:
             why = "the shim's pid, start time and container id are all needed"
-            raise RefusedError(Refusal(RefusalReason.INEXACT_TARGET, why))
+            raise refused(RefusalReason.INEXACT_TARGET, why)
         with held(ProcessId(target.pid, target.start_time), self._procfs) as grip:
             accused = self._check.identify(grip.process, target, finding)
             self._require_thawable(accused.process)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agent.acts import RefusalReason
+from agent.acts import RefusalReason, refused
 from agent.clock import Clock
 from agent.host.cgroups import Cgroups
 from agent.host.containerd import RuntimeAnswer, ask_version
@@ -33,7 +33,7 @@ from agent.remediation.restart_case import (
     times_out,
 )
 from agent.remediation.restarts import Restarter, Way
-from agent.remediation.services import Identified, NodeService, Patience, exact, refused, this_boot
+from agent.remediation.services import Identified, NodeService, Patience, exact, this_boot
 from agent.remediation.systemd import Systemd
 
 COMM = "containerd"

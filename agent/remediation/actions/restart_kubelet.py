@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from agent.acts import RefusalReason
+from agent.acts import RefusalReason, refused
 from agent.clock import Clock
 from agent.host.cgroups import Cgroups
 from agent.host.exchange import Attempt, Ending
@@ -29,7 +29,7 @@ from agent.remediation.restart_case import (
     times_out,
 )
 from agent.remediation.restarts import Restarter
-from agent.remediation.services import NodeService, Patience, exact, refused
+from agent.remediation.services import NodeService, Patience, exact
 from agent.remediation.systemd import Systemd
 
 COMM = "kubelet"

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.acts import RefusalReason, refused
 from agent.clock import Clock
 from agent.host import cgroups as cgroup_names
 from agent.host.bundles import Bundle, Bundles
@@ -79,12 +79,12 @@ class ThawCgroup:
     def confirm(self, target: Target, finding: Finding) -> Iterator[Case]:
         """Look at this very process now; see `Remedy.confirm`."""
         if target.pid is None or target.start_time is None:
-            raise _refused(RefusalReason.INEXACT_TARGET, "the pid and start time of the process are both needed")
+            raise refused(RefusalReason.INEXACT_TARGET, "the pid and start time of the process are both needed")
         with held(ProcessId(target.pid, target.start_time), self._procfs) as grip:
             process = same_process(grip.process, self._procfs)
             if target.kind is TargetKind.SHIM and process.comm != SHIM_COMM:
                 why = f"process {process.pid} is no shim: its name is {process.comm!r}"
-                raise _refused(RefusalReason.TARGET_CHANGED, why)
+                raise refused(RefusalReason.TARGET_CHANGED, why)
             lines = self._procfs.cgroups(process.pid)
             told = self._frozen_by(lines, finding)
             bundle = self._bundle(target, lines)
@@ -107,14 +107,14 @@ class ThawCgroup:
         told, frozen = self._cgroups.freeze(lines), self._cgroups.frozen(lines)
         pid = finding.target.pid
         if not frozen:
-            raise _refused(RefusalReason.NOT_CONFIRMED, f"process {pid} is in no frozen cgroup any more")
+            raise refused(RefusalReason.NOT_CONFIRMED, f"process {pid} is in no frozen cgroup any more")
         if told is None:
             why = f"cgroup {frozen} is frozen by one above its pod's, which holds other pods too: thaw that by hand"
-            raise _refused(RefusalReason.UNSAFE_NOW, why)
+            raise refused(RefusalReason.UNSAFE_NOW, why)
         named = finding.values.get("frozenCgroup")
         if named and named != told.path:
             why = f"process {pid} is frozen by cgroup {told.path} by now, not {named}. Ask for a new report"
-            raise _refused(RefusalReason.TARGET_CHANGED, why)
+            raise refused(RefusalReason.TARGET_CHANGED, why)
         return told
 
     def _bundle(self, target: Target, lines: tuple[str, ...]) -> Bundle | None:
@@ -131,10 +131,10 @@ class ThawCgroup:
         state = answer.states.get(bundle.id)
         if state is not None and state.status in {PAUSED, PAUSING}:
             why = f"container {short} was paused on purpose: its shim says it is {STATUS_NAMES[state.status]}"
-            raise _refused(RefusalReason.UNSAFE_NOW, f"{why}. Resume it with whatever paused it")
+            raise refused(RefusalReason.UNSAFE_NOW, f"{why}. Resume it with whatever paused it")
         if bundle.id in answer.states_waiting and answer.outcome is Outcome.ANSWERED:
             why = f"an operation on container {short} is under way, perhaps a pause: its shim does not tell its state"
-            raise _refused(RefusalReason.UNSAFE_NOW, why, 10.0)
+            raise refused(RefusalReason.UNSAFE_NOW, why, 10.0)
 
     @contextmanager
     def _switch(self, told: Freeze) -> Iterator[Switch]:
@@ -144,7 +144,7 @@ class ThawCgroup:
                 switch = holding.enter_context(cgroup_switch.opened(self._sysfs, told.directory, told.switch))
             except OSError as error:
                 why = f"cgroup {told.path} cannot be thawed from here: {cgroup_switch.why_not(error)}"
-                raise _refused(RefusalReason.CANNOT_SEE, why) from None
+                raise refused(RefusalReason.CANNOT_SEE, why) from None
             yield switch
 
 
@@ -218,7 +218,3 @@ def _verified_shim(pid: int, answer: ShimAnswer) -> Verification:
 
 def _query(bundle: Bundle) -> ShimQuery:
     return ShimQuery(bundle.address, bundle.task_version, (bundle.id,))
-
-
-def _refused(reason: RefusalReason, message: str, retry_seconds: float | None = None) -> RefusedError:
-    return RefusedError(Refusal(reason, message, retry_seconds))
