@@ -10,7 +10,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from agent.acts import Caller, Outcome, Refusal, RefusalReason, RefusedError, Remediation, RemediationStatus, Request
+from agent.acts import (
+    Caller,
+    Outcome,
+    Refusal,
+    RefusalReason,
+    RefusedError,
+    Remediation,
+    RemediationStatus,
+    Request,
+    refused,
+)
 from agent.clock import Clock
 from agent.model import Action
 from agent.remediation import gate, overview
@@ -154,35 +164,31 @@ class Engine:
             raise RefusedError(_STOPPING)
         try:
             with self._admitting.inside():
-                return self._earlier(request) or self._begin(request, caller)
+                earlier = self._earlier(request.request_id)
+                if earlier is not None and earlier.request.asks_the_same_as == request.asks_the_same_as:
+                    return earlier
+                return self._begin(request, caller, earlier.request if earlier else None)
         except DiskHangsError as error:
-            raise RefusedError(Refusal(RefusalReason.BUSY, str(error), BUSY_RETRY_SECONDS)) from error
+            raise refused(RefusalReason.BUSY, str(error), BUSY_RETRY_SECONDS) from error
         except LedgerError as error:
-            raise RefusedError(Refusal(RefusalReason.LEDGER_UNUSABLE, str(error))) from error
+            raise refused(RefusalReason.LEDGER_UNUSABLE, str(error)) from error
 
-    def _earlier(self, request: Request) -> _Run | Remediation | None:
-        """Return what there is under this request_id already, if it was asked for in the same words."""
+    def _earlier(self, request_id: str) -> _Run | Remediation | None:
+        """Return what there is under this request_id already: under way, or as its answer."""
         run = self._run
-        if run is not None and run.request.request_id == request.request_id:
-            return run if run.request.asks_the_same_as == request.asks_the_same_as else None
-        stored = self._stored(request.request_id)
-        same = stored is not None and stored.request.asks_the_same_as == request.asks_the_same_as
-        return stored if same else None
-
-    def _stored(self, request_id: str) -> Remediation | None:
+        if run is not None and run.request.request_id == request_id:
+            return run
         if not self._standings.rules.enabled:
             return None
         self._find_interrupted()
         return self._unwritten.get(request_id) or self._ledger.binding(request_id)
 
-    def _begin(self, request: Request, caller: Caller) -> _Run:
+    def _begin(self, request: Request, caller: Caller, known: Request | None) -> _Run:
+        self._pass_gate(request, caller, known)
         run = self._run
-        known = run.request if run is not None and run.request.request_id == request.request_id else None
-        stored = self._stored(request.request_id)
-        self._pass_gate(request, caller, known or (stored.request if stored else None))
         if run is not None:
             message = f"{run.request.action} (request {run.request.request_id}) is under way; one thing at a time"
-            raise RefusedError(Refusal(RefusalReason.BUSY, message, BUSY_RETRY_SECONDS))
+            raise refused(RefusalReason.BUSY, message, BUSY_RETRY_SECONDS)
         begun = Remediation(request, Outcome.RUNNING, "it is under way", self._clock.wall())
         self._ledger.begin(begun)
         self._run = run = _Run(request)
