@@ -262,9 +262,11 @@ def _dns_addresses(node: Node, addresses: Sequence[str]) -> Iterator[None]:
 
 
 def _query_from(node: Node, count: int, source_ips: Sequence[str], server: str, *, answered: bool) -> None:
-    for number in range(count):
-        with node.make_socket(_family(server), socket.SOCK_DGRAM) as client:
+    with ExitStack() as sockets:
+        for number in range(count):
+            client = sockets.enter_context(node.make_socket(_family(server), socket.SOCK_DGRAM))
             client.settimeout(5.0)
+            # The sockets stay open to the end: a port given back may be given out again, and two of its flows are one.
             client.bind((source_ips[number % len(source_ips)], 0))
             client.connect((server, DNS_PORT))
             client.send(dns_wire.write_query(number & 0xFFFF, "example.svc.cluster.local", dns_wire.A))

@@ -470,6 +470,12 @@ def test_dns_flows_are_with_and_without_reply(node: Node) -> None:
     assert "10.244.0.5" not in node.run("ip", "address").stdout
 
 
+def test_every_query_makes_a_flow_of_its_own_however_few_ports_there_are(node: Node) -> None:
+    node.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40059")
+    with conntrack_faults.unreplied_dns_flows(node, 30, ["10.244.0.5"]):
+        assert len(node.run("conntrack", "-L", "-p", "udp", "--dport", "53").stdout.splitlines()) == 30
+
+
 # -- DNS servers ------------------------------------------------------------------------
 
 
