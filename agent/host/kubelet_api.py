@@ -80,6 +80,7 @@ class KubeletApi:
         call = _Call(self._access, path, self._clock, seconds)
         try:
             self._converse(call, take, max_bytes)
+            call.whole = True
         except TimeoutError:
             raise KubeletApiTimeoutError(f"{call.what} {call.waiting} within {seconds:g} s") from None
         except h11.RemoteProtocolError as error:
@@ -90,7 +91,7 @@ class KubeletApi:
             raise call.failed(f"failed: {error.strerror or error}") from None
         finally:
             if call.sent:
-                self._calls.answered(path, call.token, call.status)
+                self._calls.answered(path, call.token, call.status, whole=call.whole)
             else:
                 self._calls.unsent(path)
 
@@ -113,6 +114,7 @@ class _Call:
         self.token = b""
         self.sent = False
         self.status: int | None = None
+        self.whole = False
         self.waiting = "was not connected"
         self._clock = clock
         self._ends = clock.awake() + seconds

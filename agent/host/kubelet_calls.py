@@ -23,7 +23,7 @@ ACCESS_REVIEW = "subject_access_review"
 REVIEWED_SECONDS = 120.0
 ALLOWED_SECONDS = 300.0
 DENIED_SECONDS = 30.0
-UNAUTHORIZED, FORBIDDEN = 401, 403
+OK, UNAUTHORIZED, FORBIDDEN = 200, 401, 403
 
 _TOLD_CODES = frozenset({200, 401, 403, 404, 429, 500, 503})
 """Codes with a series of their own; of others only the class is told, so that a peer cannot make series."""
@@ -39,8 +39,8 @@ class KubeletCalls:
         Metric(
             "kubelet_api_requests_total",
             MetricKind.COUNTER,
-            "Requests to the kubelet's API by HTTP status; error: no answer, or none was asked for because the server "
-            "could not be verified. Only while kubelet.api_url is set.",
+            "Requests to the kubelet's API by HTTP status; error: no whole answer, or none was asked for because the "
+            "server could not be verified. Only while kubelet.api_url is set.",
             ("path", "code"),
         ),
         Metric(
@@ -59,10 +59,14 @@ class KubeletCalls:
         self._caused: Counter[str] = Counter({TOKEN_REVIEW: 0, ACCESS_REVIEW: 0})
         self._cached_until: dict[tuple[str, ...], float] = {}
 
-    def answered(self, path: str, token: bytes, status: int | None) -> None:
-        """Count a request that was sent; `status` is None if no answer came: it then counts as one that was allowed."""
+    def answered(self, path: str, token: bytes, status: int | None, *, whole: bool) -> None:
+        """Count a request that was sent; `status` is None if no answer came: it then counts as one that was allowed.
+
+        `whole`: the answer could be read to its end.
+        """
         with self._lock:
-            self._requests[path, "error" if status is None else _code(status)] += 1
+            failed = status is None or (status == OK and not whole)
+            self._requests[path, "error" if failed or status is None else _code(status)] += 1
             who = hashlib.sha256(token).hexdigest()
             if not token:
                 return  # an anonymous caller is nobody to be reviewed

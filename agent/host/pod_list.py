@@ -21,6 +21,8 @@ MAX_PODS = 500
 """Bounds of one reading: time of everything together, length of the answer, pods taken from it."""
 MAX_POD_BYTES = 512 * 1024
 """Text of one pod. etcd takes 1.5 MiB, real ones have 5 to 50 KB; a larger one is passed over."""
+MAX_COMMAS = 20_000
+"""In the text of one pod: there are hardly more values than commas, and each costs some 60 bytes when it is parsed."""
 MAX_HEAD_BYTES = 4096
 """Within this the array must begin: ListMeta is a few short words."""
 MAX_CONTAINERS = 64
@@ -89,7 +91,7 @@ def read_pods(api: Api, labels: tuple[str, ...], take: Callable[[ListedPod], Non
     if not reader.ended:
         raise PodListError("the kubelet's list of pods ends in the middle of it")
     if reader.too_large:
-        large = f"{reader.too_large} of its pods have more than {MAX_POD_BYTES >> 10} KiB of JSON"
+        large = f"{reader.too_large} of its pods have more than {MAX_POD_BYTES >> 10} KiB, or {MAX_COMMAS} values"
         raise PodListError(f"the kubelet's list of pods is not read in full: {large}")
 
 
@@ -174,7 +176,7 @@ class PodListReader:
 
     def _whole(self) -> Iterator[ListedPod]:
         text, self._pod = self._pod, bytearray()
-        if len(text) > MAX_POD_BYTES:
+        if len(text) > MAX_POD_BYTES or text.count(b",") > MAX_COMMAS:
             self.too_large += 1
             return
         try:

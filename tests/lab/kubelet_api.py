@@ -16,6 +16,7 @@ from typing import Self, TypeAlias
 
 from tests.lab.certificates import Issued
 from tests.lab.kubelet_standin import Reply
+from tests.lab.waiting import wait_until
 
 _LONGEST_REQUEST = 65536
 
@@ -47,6 +48,7 @@ class KubeletApi:
         self._listener = socket.create_server((address, 0), backlog=16)
         self._over = threading.Event()
         self._open: set[socket.socket] = set()
+        self._ended = 0
         self._lock = threading.Lock()
         self.url = f"https://{address}:{self._listener.getsockname()[1]}"
         self.present(issued)
@@ -69,6 +71,10 @@ class KubeletApi:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.end_connections()
+
+    def end_connections(self) -> None:
+        """End those that are open, whatever they wait for."""
         with self._lock:
             for connection in self._open:
                 with suppress(OSError):
@@ -91,11 +97,18 @@ class KubeletApi:
                 self._over.wait()
                 return
             with self._context.wrap_socket(connection, server_side=True) as served:
+                with self._lock:
+                    self._open.add(served)
                 request = self._read(served)
                 if request:
                     self.answer(Conversation(served, request, self._over))
         with self._lock:
-            self._open.discard(connection)
+            self._open = {each for each in self._open if each.fileno() >= 0}
+            self._ended += 1
+
+    def wait_for_end_of(self, connections: int) -> None:
+        """Wait until so many connections are over, from whichever side."""
+        wait_until(lambda: self._ended >= connections, 10, "the connections end")
 
     def _read(self, connection: ssl.SSLSocket) -> bytes:
         """Read up to the blank line; whatever comes is kept, also if the rest never does."""

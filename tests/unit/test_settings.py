@@ -352,8 +352,8 @@ KUBELET_API = "api_url: 'https://10.0.0.7:10250', token_file: /token"
 @pytest.mark.parametrize(
     "text", [KUBELET_API, f"{KUBELET_API}, ca_file: /ca.crt, pod_labels: [team, app.kubernetes.io/name]"]
 )
-def test_the_kubelets_api_can_be_asked(settings: Load, text: str) -> None:
-    assert settings(f"kubelet: {{{text}}}").settings.kubelet.api_url == "https://10.0.0.7:10250"
+def test_the_kubelets_api_can_be_asked(loaded: Load, text: str) -> None:
+    assert loaded(f"kubelet: {{{text}}}").settings.kubelet.api_url == "https://10.0.0.7:10250"
 
 
 @pytest.mark.parametrize(
