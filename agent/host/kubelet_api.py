@@ -25,7 +25,7 @@ import h11
 
 from agent.clock import Clock
 from agent.host.exchange import MAX_DETAIL, printable
-from agent.host.kubelet import MAX_HEADER_BYTES, api_peer
+from agent.host.kubelet import MAX_HEADER_BYTES, KubeletApiError, KubeletApiTimeoutError, api_peer
 from agent.host.kubelet_calls import METRICS, PODS, KubeletCalls
 
 MAX_TOKEN_BYTES = 16 * 1024
@@ -39,14 +39,6 @@ _TOKEN = re.compile(rb"[\x21-\x7e]+")
 _RIGHTS = {PODS: "nodes/pods", METRICS: "nodes/metrics"}
 
 T = TypeVar("T")
-
-
-class KubeletApiError(Exception):
-    """The kubelet's API gave no answer to use. The text says what was asked, what came, and what would help."""
-
-
-class KubeletApiTimeoutError(KubeletApiError):
-    """The total deadline passed before the answer was whole."""
 
 
 @dataclass(frozen=True, slots=True)

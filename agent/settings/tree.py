@@ -11,6 +11,7 @@ from agent.detectors.container_runtime import ContainerRuntimeSettings
 from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
+from agent.detectors.kubelet_pleg import KubeletPlegSettings
 from agent.host.dns import name_problem, servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
@@ -186,6 +187,9 @@ class DetectorsSettings:
     conntrack_dns: ConntrackDnsSettings = table(ConntrackDnsSettings, "packets lost in conntrack, and DNS itself")
     kubelet_healthz: KubeletHealthzSettings = table(KubeletHealthzSettings, "how the kubelet answers")
     container_runtime: ContainerRuntimeSettings = table(ContainerRuntimeSettings, "how containerd itself answers")
+    kubelet_pleg: KubeletPlegSettings = table(
+        KubeletPlegSettings, "whether the kubelet keeps up with its containers; only where kubelet.api_url is set"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.kubelet_api import Access, KubeletApi, KubeletApiError, KubeletApiTimeoutError
+from agent.host.kubelet import KubeletApiError, KubeletApiTimeoutError
+from agent.host.kubelet_api import Access, KubeletApi
 from agent.host.kubelet_calls import METRICS, PODS, KubeletCalls
 from agent.host.pod_list import ListedPod, read_pods
 from tests.lab.certificates import CERT, Authority, Issued, Projected, self_signed
