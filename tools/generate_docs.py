@@ -71,8 +71,9 @@ def conditions() -> Iterator[str]:
 def metrics() -> Iterator[str]:
     """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    declared = (metric for part in (*DETECTOR_CLASSES, *METER_CLASSES) for metric in part.metrics)
-    for metric in (*OWN, *declared):
+    watched = [metric for detector in DETECTOR_CLASSES for metric in detector.metrics]
+    counted = [metric for meter in METER_CLASSES for metric in meter.metrics]
+    for metric in (*OWN, *watched, *counted):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")
