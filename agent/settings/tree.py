@@ -11,7 +11,8 @@ from agent.detectors.container_runtime import ContainerRuntimeSettings
 from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
-from agent.host.dns import name_problem, servers_problem
+from agent.host.dns_conversation import name_problem
+from agent.host.dns_servers import servers_problem
 from agent.host.kubelet import url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
