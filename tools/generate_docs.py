@@ -13,6 +13,7 @@ from agent.acts import REFUSAL_CODES, REFUSALS, RefusalReason
 from agent.app import DETECTOR_CLASSES
 from agent.cli.config import as_yaml
 from agent.exporters.metrics import OWN, PREFIX
+from agent.exporters.node_conditions.exporter import NodeConditions
 from agent.model import Action
 from agent.remediation.remedy import Remedy
 from agent.settings import Settings, describe
@@ -71,7 +72,11 @@ def conditions() -> Iterator[str]:
 def metrics() -> Iterator[str]:
     """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    for metric in (*OWN, *(metric for detector in DETECTOR_CLASSES for metric in detector.metrics)):
+    for metric in (
+        *OWN,
+        *NodeConditions.metrics,
+        *(metric for detector in DETECTOR_CLASSES for metric in detector.metrics),
+    ):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")

@@ -8,6 +8,7 @@ last limit). The only module that imports prometheus_client.
 import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -19,7 +20,7 @@ from agent.acts import Outcome
 from agent.clock import Clock
 from agent.exporters.printable import printable
 from agent.exporters.samples import MAX_LABEL, MAX_SERIES, Labels, Samples, Total
-from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Metric, MetricKind, Status
+from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Metric, MetricKind, Sample, Status
 from agent.pipeline.board import Board, Entry
 
 PREFIX = "nodediag_"
@@ -98,11 +99,24 @@ _FINE = frozenset({DetectorState.OK, DetectorState.NOT_APPLICABLE})
 """Absent is not failed."""
 
 
+class Part(Protocol):
+    """A part that may be switched off, with counters and gauges of its own; `samples` has what they add up to now."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is declared."""
+        ...
+
+    def samples(self) -> Iterable[Sample]:
+        """Return the present value of every series. Called at each scrape; must not block."""
+        ...
+
+
 class Metrics(Collector):
     """Collector and exposition for one board. Subscribes to it and owns its registry: no global state.
 
-    `remediations` tells how many had each outcome. Raises ValueError if what the detectors declare is wrong or
-    contradictory.
+    `remediations` tells how many had each outcome; `parts` are those that are switched on. Raises ValueError if what
+    the detectors declare is wrong or contradictory.
     """
 
     def __init__(
@@ -112,11 +126,13 @@ class Metrics(Collector):
         detectors: Sequence[Detector],
         version: str,
         remediations: Callable[[], Mapping[tuple[Action, Outcome], int]] = dict,
+        parts: Sequence[Part] = (),
     ) -> None:
         self._board = board
         self._clock = clock
         self._version = version
         self._remediations = remediations
+        self._parts = parts
         self._reasons = {kind: tuple(reasons) for d in detectors for kind, reasons in d.conditions.items()}
         self._samples = Samples(detectors, _OWN)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -140,6 +156,7 @@ class Metrics(Collector):
         yield _counter("series_dropped_total", {(): self._samples.dropped()})
         yield _counter("remediations_total", {(a.value, o.value): n for (a, o), n in self._remediations().items()})
         yield _counter("self_stall_seconds_total", {(): self._clock.stalled()})
+        yield from (family for part in self._parts for family in _part_families(part))
         yield _gauge(_OWN["build_info"], {(self._version, platform.python_version()): 1})
         for name, totals in self._samples.totals().items():
             yield _total_family(self._samples.declared[name], totals)
@@ -189,8 +206,18 @@ def _by_detector(name: str, values: Mapping[str, float]) -> Family:
     return _gauge(_OWN[name], {(detector,): value for detector, value in values.items()})
 
 
+def _part_families(part: Part) -> Iterator[Family]:
+    samples = list(part.samples())
+    for metric in part.metrics:
+        values = {sample.labels: sample.value for sample in samples if sample.name == metric.name}
+        yield _summed(metric, values) if metric.kind is MetricKind.COUNTER else _gauge(metric, values)
+
+
 def _counter(name: str, values: Mapping[Labels, float]) -> Family:
-    metric = _OWN[name]
+    return _summed(_OWN[name], values)
+
+
+def _summed(metric: Metric, values: Mapping[Labels, float]) -> Family:
     family = CounterMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)
