@@ -57,7 +57,7 @@ class EventPlan:
         for key, noted in self.known.items():
             gone_at = None if key in keys else now if noted.gone_at is None else noted.gone_at
             if gone_at is None or (noted.told and now - gone_at < FORGET_SECONDS):
-                known[key] = replace(noted, gone_at=gone_at)
+                known[key] = noted if noted.gone_at == gone_at else replace(noted, gone_at=gone_at)
         for key in keys:
             if key not in known and _make_room(known):
                 known[key] = Noted(now + self.min_seconds * dice())

@@ -89,10 +89,7 @@ def backoff_seconds(answer: Answer, failures: int, dice: Dice) -> float:
     """How long to leave the server alone: never less than it asked for, and longer with each failure in a row."""
     if answer.done:
         return 0.0
-    if answer.retry_after is not None:
-        wait = min(max(answer.retry_after, FIRST_BACKOFF_SECONDS), MAX_RETRY_AFTER_SECONDS)
-    elif answer.seldom:
-        wait = SELDOM_SECONDS
-    else:
-        wait = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 16), MAX_BACKOFF_SECONDS)
-    return wait * (1 + SPREAD * dice())
+    grown = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16), MAX_BACKOFF_SECONDS)
+    asked_for = min(answer.retry_after or 0.0, MAX_RETRY_AFTER_SECONDS)
+    wait = max(grown, asked_for, SELDOM_SECONDS if answer.seldom else 0.0)
+    return float(wait * (1 + SPREAD * dice()))

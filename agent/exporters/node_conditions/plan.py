@@ -13,6 +13,8 @@ from agent.exporters.node_conditions.pace import Answer, Dice
 from agent.exporters.node_conditions.status import Seen, StatusPlan, status_plan
 from agent.model import ActiveFinding, Status
 
+MIN_PAUSE_SECONDS = 0.01
+"""Fractions of a second that are left over by reckoning are not waited for one by one."""
 MAX_PAUSE_SECONDS = 60.0
 """Whoever drives the plan asks again after this, whatever happens meanwhile."""
 
@@ -68,7 +70,7 @@ class Plan:
                 return WriteEvent(findings[due[0]], noted.exists, None if noted.count is None else noted.count + 1)
             if due is not None:
                 pauses.append(due[1])
-        return Pause(min(pauses))
+        return Pause(max(min(pauses), MIN_PAUSE_SECONDS))
 
     def told(self, request: Request, answer: Answer, now: float) -> None:
         """Take in what became of a request."""
