@@ -85,8 +85,9 @@ class Supervisor:
         self._acting = _act_flow(loaded, clock, self._agent)
         tally = self._acting.engine.tally if self._acting else dict
         self._node_conditions = _node_conditions(loaded, clock, self._agent)
-        parts = (self._node_conditions,) if self._node_conditions else ()
-        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, parts)
+        own = (self._node_conditions,) if self._node_conditions else ()
+        meters = (*self._agent.meters, *own)
+        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, meters)
         site = Site(self._agent.board, self._alive, metrics.expose)
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)

@@ -8,7 +8,6 @@ last limit). The only module that imports prometheus_client.
 import itertools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,7 +19,7 @@ from agent.acts import Outcome
 from agent.clock import Clock
 from agent.exporters.printable import printable
 from agent.exporters.samples import MAX_LABEL, MAX_SERIES, Labels, Samples, Total
-from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Metric, MetricKind, Sample, Status
+from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Meter, Metric, MetricKind, Status
 from agent.pipeline.board import Board, Entry
 
 PREFIX = "nodediag_"
@@ -99,24 +98,11 @@ _FINE = frozenset({DetectorState.OK, DetectorState.NOT_APPLICABLE})
 """Absent is not failed."""
 
 
-class Part(Protocol):
-    """A part that may be switched off, with counters and gauges of its own; `samples` has what they add up to now."""
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """What is declared."""
-        ...
-
-    def samples(self) -> Iterable[Sample]:
-        """Return the present value of every series. Called at each scrape; must not block."""
-        ...
-
-
 class Metrics(Collector):
     """Collector and exposition for one board. Subscribes to it and owns its registry: no global state.
 
-    `remediations` tells how many had each outcome; `parts` are those that are switched on. Raises ValueError if what
-    the detectors declare is wrong or contradictory.
+    `remediations` tells how many had each outcome, `meters` are the parts that count for themselves. Raises ValueError
+    if what the detectors declare is wrong or contradictory.
     """
 
     def __init__(
@@ -126,15 +112,15 @@ class Metrics(Collector):
         detectors: Sequence[Detector],
         version: str,
         remediations: Callable[[], Mapping[tuple[Action, Outcome], int]] = dict,
-        parts: Sequence[Part] = (),
+        meters: Sequence[Meter] = (),
     ) -> None:
         self._board = board
         self._clock = clock
         self._version = version
         self._remediations = remediations
-        self._parts = parts
+        self._meters = meters
         self._reasons = {kind: tuple(reasons) for d in detectors for kind, reasons in d.conditions.items()}
-        self._samples = Samples(detectors, _OWN)
+        self._samples = Samples(detectors, [*_OWN, *(metric.name for meter in meters for metric in meter.metrics)])
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -156,12 +142,13 @@ class Metrics(Collector):
         yield _counter("series_dropped_total", {(): self._samples.dropped()})
         yield _counter("remediations_total", {(a.value, o.value): n for (a, o), n in self._remediations().items()})
         yield _counter("self_stall_seconds_total", {(): self._clock.stalled()})
-        yield from (family for part in self._parts for family in _part_families(part))
         yield _gauge(_OWN["build_info"], {(self._version, platform.python_version()): 1})
         for name, totals in self._samples.totals().items():
             yield _total_family(self._samples.declared[name], totals)
         for name, values in self._samples.gauges(entries).items():
             yield _gauge(self._samples.declared[name], values)
+        for meter in self._meters:
+            yield from _meter_families(meter)
 
     def _condition_families(self, entries: Iterable[Entry]) -> Iterator[Family]:
         states: dict[Labels, float] = {}
@@ -206,22 +193,26 @@ def _by_detector(name: str, values: Mapping[str, float]) -> Family:
     return _gauge(_OWN[name], {(detector,): value for detector, value in values.items()})
 
 
-def _part_families(part: Part) -> Iterator[Family]:
-    samples = list(part.samples())
-    for metric in part.metrics:
-        values = {sample.labels: sample.value for sample in samples if sample.name == metric.name}
-        yield _summed(metric, values) if metric.kind is MetricKind.COUNTER else _gauge(metric, values)
-
-
 def _counter(name: str, values: Mapping[Labels, float]) -> Family:
-    return _summed(_OWN[name], values)
-
-
-def _summed(metric: Metric, values: Mapping[Labels, float]) -> Family:
+    metric = _OWN[name]
     family = CounterMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family
+
+
+def _meter_families(meter: Meter) -> Iterator[Family]:
+    found: dict[str, dict[Labels, float]] = {metric.name: {} for metric in meter.metrics}
+    for sample in meter.samples():
+        series = found[sample.name]
+        if len(series) < MAX_SERIES:
+            series[tuple(printable(label, MAX_LABEL) for label in sample.labels)] = sample.value
+    for metric in meter.metrics:
+        family = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
+        told = family(PREFIX + metric.name, metric.help, labels=metric.labels)
+        for labels, value in found[metric.name].items():
+            told.add_metric(labels, value)
+        yield told
 
 
 def _total_family(metric: Metric, totals: Mapping[Labels, Total]) -> Family:

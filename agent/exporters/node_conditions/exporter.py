@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from agent.clock import Clock
 from agent.exporters.node_conditions.calls import Call, call_for
@@ -56,7 +56,7 @@ class Pacing:
 class NodeConditions:
     """Tells one board to the API server. `types` are all conditions nodediag has; `sender` may block."""
 
-    metrics = (REQUESTS, PENDING)
+    metrics: ClassVar[tuple[Metric, ...]] = (REQUESTS, PENDING)
 
     def __init__(
         self,

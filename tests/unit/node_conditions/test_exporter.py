@@ -91,7 +91,7 @@ def test_a_server_that_hangs_delays_neither_the_board_nor_a_scrape_nor_the_end(s
     board = Board(NODE, FakeClock())
     say(board, ill())
     part = telling(board, standin, deadline=60.0)
-    metrics = Metrics(board, FakeClock(), (), "1", parts=(part,))
+    metrics = Metrics(board, FakeClock(), (), "1", meters=(part,))
     part.start()
     wait_until(lambda: standin.asked, SECONDS, "a request hangs")
     began = time.monotonic()
@@ -153,7 +153,7 @@ def test_what_is_sent_is_counted_and_what_is_not_yet_told_is_shown() -> None:
     board, clock = Board(NODE, FakeClock()), FakeClock()
     say(board, ill())
     part = stepwise(board, clock, Listening(Answer(0, "timeout", "late"), DONE))
-    metrics = Metrics(board, clock, (), "1", parts=(part,))
+    metrics = Metrics(board, clock, (), "1", meters=(part,))
     part._turn()
     late = b'node_conditions_requests_total{code="timeout",resource="nodes/status",verb="patch"} 1.0'
     assert late in metrics.expose()[0]
