@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
+from itertools import chain
 from pathlib import Path
 
 from agent.act_flow import REMEDY_CLASSES
@@ -72,8 +73,8 @@ def conditions() -> Iterator[str]:
 def metrics() -> Iterator[str]:
     """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    declared = (metric for part in (*DETECTOR_CLASSES, *METER_CLASSES) for metric in part.metrics)
-    for metric in (*OWN, *declared, *NodeConditions.metrics):
+    parts = [*(each.metrics for each in DETECTOR_CLASSES), *(each.metrics for each in METER_CLASSES)]
+    for metric in (*OWN, *chain.from_iterable(parts), *NodeConditions.metrics):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")
