@@ -137,9 +137,10 @@ class KubeletSettings:
     )
     api_url: str = setting(
         "",
-        "this node's kubelet's own API, such as https://10.0.0.7:10250, for owner, QoS class and labels of a finding's "
+        "this node's kubelet's own API, such as https://$NODE_IP:10250, for owner, QoS class and labels of a finding's "
         "pod, and for PLEG; empty: it is not asked",
         check=api_url_problem,
+        node_ip=True,
     )
     token_file: str = setting(
         "",
