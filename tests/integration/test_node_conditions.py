@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.integration.test_run import STOP_SECONDS, get
 from tests.lab.api_standin import ApiMode, ApiStandin
 from tests.lab.kubelet_standin import KubeletMode, KubeletStandin
 from tests.lab.waiting import wait_until
 from tests.unit.cli.processes import SECONDS, command, config_file, ended, log_line, running
+from tests.unit.deploy.kustomize import Object, of_kind, overlay, settings_files
 
 NODE = "worker-3"
 HEALTHZ = "KubeletHealthzFailing"
@@ -121,6 +123,30 @@ def test_outside_of_a_pod_it_says_what_is_missing_and_watches(tmp_path: Path) ->
         assert line["code"] == "unusable"
         assert "/var/run/secrets/kubernetes.io/serviceaccount/token" in line["why"]
         assert get(listen, "/readyz") == (200, "ok\n")
+
+
+def test_the_rights_in_the_overlay_are_exactly_those_it_uses(tmp_path: Path, server: ApiStandin) -> None:
+    every = overlay("node-conditions")
+    table = yaml.safe_load(settings_files(every)["node-conditions.yaml"])["node_conditions"]
+    with KubeletStandin(KubeletMode.REFUSE) as kubelet:
+        for used in (2, 3):  # the second agent finds the first one's Event, and renews it
+            with agent(tmp_path, kubelet, prompt(server, **table)) as (process, _):
+                wait_until(lambda used=used: len(server.used) == used, SECONDS, "all is told")  # type: ignore[misc]
+                assert ended(process, signal.SIGTERM)[0] == 0
+    assert len(server.events) == 1, "however often the agent is started, a finding has one Event"
+    assert set(server.used) == granted(every)
+
+
+def granted(every: tuple[Object, ...]) -> set[tuple[str, str, str, str]]:
+    """What the roles of these manifests allow: API group, resource, namespace and verb."""
+    return {
+        (group, resource, role["metadata"].get("namespace", ""), verb)
+        for role in (*of_kind(every, "ClusterRole"), *of_kind(every, "Role"))
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 def test_it_costs_little_and_less_than_half_of_what_the_whole_package_would(

@@ -1,7 +1,8 @@
 """A stand-in for the API server, over TLS: it keeps one Node and its Events, and is strict about what it is asked.
 
 What a real one would refuse, or what nobody told it to expect, is refused and kept in `complaints`, so that a test
-which looks there sees every mistake of a client. What was used of RBAC is kept in `used`.
+which looks there sees every mistake of a client. What was used of RBAC is kept in `used`: API group,
+resource, namespace (empty for what has none) and verb.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Asked:
 
     verb: str
     resource: str
+    namespace: str
     path: str
     headers: dict[str, str]
     body: Any
@@ -95,7 +97,7 @@ class ApiStandin:
         self.ca_file, self.token_file = folder / "ca.crt", folder / "token"
         self.asked: list[Asked] = []
         self.complaints: list[str] = []
-        self.used: Counter[tuple[str, str]] = Counter()
+        self.used: Counter[tuple[str, str, str, str]] = Counter()
         self.changed = threading.Condition()
         self._kept = _Kept(node(node_name))
         self._ended = threading.Event()
@@ -165,7 +167,7 @@ class ApiStandin:
         with self.changed:
             self.asked.append(asked)
             if asked.resource:
-                self.used[asked.verb, asked.resource] += 1
+                self.used["", asked.resource, asked.namespace, asked.verb] += 1
             self.changed.notify_all()
         mode = self.modes.get(asked.resource, self.mode)
         token = asked.headers.get("authorization", "").partition(" ")
@@ -207,13 +209,13 @@ class ApiStandin:
                 metadata: dict[str, Any] = self._kept.node["metadata"]
                 return metadata
             case "create", "events":
-                made = check_event(asked.body, name, self.node_name)
+                made = check_event(asked.body, asked.namespace, self.node_name)
                 if made in events:
                     raise LookupError(409, "AlreadyExists", f'events "{made}" already exists')
                 events[made] = asked.body
                 return dict(asked.body["metadata"])
             case "patch", "events":
-                if name not in events:
+                if asked.namespace != "default" or name not in events:
                     raise LookupError(404, "NotFound", f'events "{name}" not found')
                 merge_event(events[name], asked.body)
                 return dict(events[name]["metadata"])
@@ -231,16 +233,16 @@ def _check_headers(asked: Asked) -> None:
         raise RefusedError("does not say who it is")
 
 
-def _meant(method: str, path: str) -> tuple[str, str, str]:
-    """Return verb, resource and name (of a created Event: its namespace) as RBAC sees a request; empty if unknown."""
+def _meant(method: str, path: str) -> tuple[str, str, str, str]:
+    """Return verb, resource, namespace and name as RBAC sees a request of the core API; empty where there is none."""
     match [method, *(unquote(part) for part in urlsplit(path).path.split("/")[1:])]:
         case ["PATCH", "api", "v1", "nodes", name, "status"]:
-            return "patch", "nodes/status", name
+            return "patch", "nodes/status", "", name
         case ["POST", "api", "v1", "namespaces", namespace, "events"]:
-            return "create", "events", namespace
-        case ["PATCH", "api", "v1", "namespaces", "default", "events", name]:
-            return "patch", "events", name
-    return method.lower(), "", ""
+            return "create", "events", namespace, ""
+        case ["PATCH", "api", "v1", "namespaces", namespace, "events", name]:
+            return "patch", "events", namespace, name
+    return method.lower(), "", "", ""
 
 
 class _Server(ThreadingHTTPServer):
@@ -276,13 +278,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the request, and the name it is about."""
         size = int(self.headers.get("Content-Length", "0"))
         raw = self.rfile.read(min(size, MAX_BODY))
-        verb, resource, name = _meant(self.command, self.path)
+        verb, resource, namespace, name = _meant(self.command, self.path)
         try:
             body = json.loads(raw)
         except ValueError:
             body = raw
         headers = {key.lower(): value for key, value in self.headers.items()}
-        return Asked(verb, resource, self.path, headers, body, self.client_address), name
+        return Asked(verb, resource, namespace, self.path, headers, body, self.client_address), name
 
     def answer(self, status: int, body: Any, *headers: tuple[str, str]) -> None:
         """Send a JSON object."""

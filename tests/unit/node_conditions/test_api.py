@@ -254,5 +254,9 @@ def test_requests_of_one_node_leave_no_connection_open(standin: ApiStandin) -> N
 def test_nothing_is_ever_read(standin: ApiStandin) -> None:
     calls: list[Call] = [STATUS, EVENT, RENEWED]
     assert all(client(standin).send(call).done for call in calls)
-    assert dict(standin.used) == {("patch", "nodes/status"): 1, ("create", "events"): 1, ("patch", "events"): 1}
+    assert dict(standin.used) == {
+        ("", "nodes/status", "", "patch"): 1,
+        ("", "events", "default", "create"): 1,
+        ("", "events", "default", "patch"): 1,
+    }
     assert {asked.verb for asked in standin.asked} == {"patch", "create"}
