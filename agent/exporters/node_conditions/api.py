@@ -152,7 +152,7 @@ def _library() -> _Library:
         loader = importlib.import_module("kubernetes.config.incluster_config")
         rest = importlib.import_module("kubernetes.client.rest")
     except ImportError as error:
-        raise UnusableError(f"the Python package kubernetes cannot be used: {error}") from error
+        raise UnusableError(f"the Python package kubernetes is needed (nodediag[node-conditions]): {error}") from error
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # what goes wrong is told by us, once
     return _Library(configuration, loader.InClusterConfigLoader, rest.RESTClientObject, loader.ConfigException)
 

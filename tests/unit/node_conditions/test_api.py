@@ -242,6 +242,19 @@ def test_of_the_kubernetes_package_only_its_rest_client_is_loaded(standin: ApiSt
     standin.complaints.clear()
 
 
+def test_without_the_kubernetes_package_it_is_told_what_to_install(standin: ApiStandin) -> None:
+    program = (
+        "import sys\n"
+        "from agent.exporters.node_conditions.api import Access, ApiServer\n"
+        "from agent.exporters.node_conditions.calls import Call\n"
+        "sys.modules['kubernetes'] = None\n"
+        "print(ApiServer(Access(*sys.argv[1:]), 'a').send(Call('patch', 'events', '', 'PATCH', '/', '', {})).problem)\n"
+    )
+    words = [sys.executable, "-c", program, standin.url, str(standin.ca_file), str(standin.token_file)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+    assert "the Python package kubernetes is needed (nodediag[node-conditions])" in done.stdout
+
+
 def test_requests_of_one_node_leave_no_connection_open(standin: ApiStandin) -> None:
     threads = threading.active_count()
     api = client(standin)
