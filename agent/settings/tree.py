@@ -18,6 +18,7 @@ from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
     actions_problem,
+    api_server_problem,
     file_problem,
     grpc_listen_problem,
     identity_problem,
@@ -58,7 +59,11 @@ class HttpSettings:
     """The page a Prometheus scrapes and the kubelet's probes ask."""
 
     listen: str = setting(
-        "127.0.0.1:9797", "host:port of /metrics, /livez, /readyz and the status page", check=listen_problem
+        "127.0.0.1:9797",
+        "host:port of /metrics, /livez, /readyz and the status page; $NODE_IP as the host is the address in that "
+        "environment variable",
+        check=listen_problem,
+        node_ip=True,
     )
 
 
@@ -89,11 +94,13 @@ class GrpcSettings:
 
     listen: str = setting(
         GRPC_SOCKET,
-        "unix:PATH, for root and the agent's own user; or host:port, for the callers below; empty: no API is served. "
+        "unix:PATH, for root and the agent's own user; or host:port ($NODE_IP:9798 too), for the callers below; empty: "
+        "no API is served. "
         "If set here, it must be possible to serve there; where it is only the default, the agent does without if it "
         "may not write there",
         check=grpc_listen_problem,
         presence=True,
+        node_ip=True,
     )
     tls: TlsSettings = table(TlsSettings, "certificates on both sides, for host:port")
     callers: tuple[CallerSettings, ...] = setting((), "who may call over TCP, and for which actions")
@@ -132,9 +139,10 @@ class KubeletSettings:
     )
     api_url: str = setting(
         "",
-        "this node's kubelet's own API, such as https://10.0.0.7:10250, for owner, QoS class and labels of a finding's "
+        "this node's kubelet's own API, such as https://$NODE_IP:10250, for owner, QoS class and labels of a finding's "
         "pod, and for PLEG; empty: it is not asked",
         check=api_url_problem,
+        node_ip=True,
     )
     token_file: str = setting(
         "",
@@ -228,6 +236,27 @@ class RemediationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeConditionsSettings:
+    """What is told to the API server. The three last are for outside of a pod."""
+
+    enabled: bool = setting(
+        default=False,
+        meaning="whether the conditions are written into this node's status in the Kubernetes API; nothing is asked of "
+        "the API server otherwise",
+    )
+    heartbeat_seconds: float = setting(
+        300.0, "conditions that do not change are written again after 80 to 100 % of this", minimum=60, maximum=3600
+    )
+    min_interval_seconds: float = setting(
+        10.0, "pause between two writes; a change is written within this time of its own", minimum=1, maximum=300
+    )
+    events: bool = setting(default=True, meaning="whether each finding is told in an Event about this node, too")
+    server: str = setting("", "the API server; empty: $KUBERNETES_SERVICE_HOST and _PORT", check=api_server_problem)
+    ca_file: str = setting("", "who signed its certificate; empty: the service account's ca.crt", check=file_problem)
+    token_file: str = setting("", "the token shown to it; empty: the service account's token", check=file_problem)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file."""
 
@@ -240,6 +269,7 @@ class Settings:
     dns: DnsSettings = table(DnsSettings, "the DNS probe")
     detectors: DetectorsSettings = table(DetectorsSettings, "the watches")
     remediation: RemediationSettings = table(RemediationSettings, "what may be mended on request")
+    node_conditions: NodeConditionsSettings = table(NodeConditionsSettings, "what the API server is told")
 
 
 def node_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
