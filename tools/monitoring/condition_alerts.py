@@ -51,7 +51,7 @@ def _alert(kind: str, reason: str, meaning: str, text: ConditionText) -> Alert:
         why=urgency.why,
         severity=urgency.severity,
         summary=f"{{{{ $labels.node }}}}: {text.says} ({reason})",
-        description=f"{meaning} {urgency.harm} Findings: {{{{ $value }}}}.{urgency.whose}",
+        description=" ".join(filter(None, (meaning, urgency.harm, "Findings: {{ $value }}."))) + urgency.whose,
         runbook=runbook(kind, reason),
         labels={"reason": reason},
     )

@@ -17,17 +17,17 @@ CRITICAL, WARNING = Severity
 
 @dataclass(frozen=True, slots=True)
 class Urgency:
-    """Of one reason: how loud, held for how long (`for`), why so long, and the harm it does.
+    """Of one reason: how loud, held for how long (`for`), why so long, and what comes of it.
 
-    `whose` is a template that names those it is about, where a metric has them. `episodic`: what it finds comes in
-    bursts, and is gone between them at the very next look; then any sighting within five minutes counts as one, and
-    `held` is longer than that, so that it takes several.
+    `harm` is empty if the reason's meaning says enough. `whose` is a template that names those it is about, where a
+    metric has them. `episodic`: what it finds comes in bursts, and is gone between them at the very next look; then any
+    sighting within five minutes counts as one, and `held` is longer than that, so that it takes several.
     """
 
     severity: Severity
     held: str
     why: str
-    harm: str
+    harm: str = ""
     whose: str = ""
     episodic: bool = False
 
@@ -40,26 +40,29 @@ class ConditionText:
     reasons: Mapping[str, Urgency]
 
 
-def _longest(metric: str, row: str) -> str:
+def _largest(title: str, metric: str, row: str) -> str:
     """Return a template that tells of the three largest series of a metric, for the alert's own node."""
     return (
-        f'{{{{ with printf "topk(3, {metric}{{instance=%q}})" $labels.instance | query }}}} '
-        f"Most: {{{{ range $i, $each := . }}}}{{{{ if $i }}}}, {{{{ end }}}}{row}{{{{ end }}}}.{{{{ end }}}}"
+        f'{{{{ with printf "topk(3, {metric}{{instance=%q}})" $labels.instance | query }}}}'
+        f" {title}: {{{{ range $i, $each := . }}}}{{{{ if $i }}}}, {{{{ end }}}}{row}{{{{ end }}}}.{{{{ end }}}}"
     )
 
 
-_HUNG_PODS = _longest(
+_HUNG_PODS = _largest(
+    "Hung",
     "nodediag_shim_hung_seconds",
     "{{ if $each.Labels.pod }}{{ $each.Labels.namespace }}/{{ $each.Labels.pod }}"
     "{{ else }}container {{ $each.Labels.container_id }}{{ end }} for {{ humanizeDuration $each.Value }}",
 )
-_PARENTS = _longest(
+_PARENTS = _largest(
+    "Parents",
     "nodediag_defunct_processes_by_parent",
-    "pid {{ $each.Labels.pid }}{{ if $each.Labels.pod }} of {{ $each.Labels.namespace }}/{{ $each.Labels.pod }}{{ end }}"
-    " with {{ $each.Value }}",
+    "pid {{ $each.Labels.pid }} with {{ $each.Value }}"
+    "{{ if $each.Labels.pod }} of {{ $each.Labels.namespace }}/{{ $each.Labels.pod }}{{ end }}",
 )
-_ZOMBIES = "Each keeps a pid until its parent reaps it."
-_LATE_NAMES = "Clients on this node wait 5 s for a name now and then."
+_ZOMBIES = "When the pids are used up, nothing can be started."
+_NO_KUBELET = "No pod is started, ended or probed, and the node soon turns NotReady."
+_NO_RUNTIME = "No container is started or ended; those that run live on. The kubelet tells of it minutes later."
 
 TEXTS: Mapping[str, ConditionText] = {
     "ContainerdShimHung": ConditionText(
@@ -129,17 +132,21 @@ TEXTS: Mapping[str, ConditionText] = {
     "ConntrackDNSRace": ConditionText(
         "DNS queries are lost to a race in conntrack",
         {
-            reason: Urgency(
-                WARNING, "10m", "A race is lost now and then, not all the time.", _LATE_NAMES, episodic=True
-            )
-            for reason in ("DNSQueriesLost", "InsertFailed")
+            "DNSQueriesLost": Urgency(WARNING, "10m", "A race is lost now and then, not all the time.", episodic=True),
+            "InsertFailed": Urgency(
+                WARNING,
+                "10m",
+                "A race is lost now and then, not all the time.",
+                "Clients on this node wait 5 s for a name now and then.",
+                episodic=True,
+            ),
         },
     ),
     "ConntrackTablePressure": ConditionText(
         "the conntrack table is under pressure",
         {
             "TableFull": Urgency(
-                CRITICAL, "1m", "A crowd that comes once is gone by then.", "This concerns every pod of the node."
+                CRITICAL, "1m", "A crowd that comes once is gone by then.", "It concerns every pod of the node."
             ),
             "TableNearlyFull": Urgency(
                 WARNING, "5m", "A crowd of connections passes; a trend does not.", "It concerns every pod of the node."
@@ -173,19 +180,19 @@ TEXTS: Mapping[str, ConditionText] = {
                 CRITICAL,
                 "1m",
                 "It was given 10 s on each of two connections; no kubelet is known that recovers after that.",
-                "No pod is started, ended or probed, and the node soon turns NotReady.",
+                _NO_KUBELET,
             ),
             "HealthzRefused": Urgency(
                 CRITICAL,
                 "2m",
                 "The agent excuses a restart; an upgrade of the kubelet takes longer than one.",
-                "No pod is started, ended or probed, and the node soon turns NotReady.",
+                _NO_KUBELET,
             ),
             "HealthzNotOK": Urgency(
                 CRITICAL,
                 "2m",
                 "A check may fail for the first minute after a start.",
-                "The kubelet does part of its work at best, and its liveness check may restart it.",
+                "It does part of its work at best.",
             ),
             "HealthzSlow": Urgency(
                 WARNING, "10m", "A peak of load passes.", "Probes and starts of pods are late, too."
@@ -199,13 +206,13 @@ TEXTS: Mapping[str, ConditionText] = {
                 CRITICAL,
                 "1m",
                 "It was given the whole deadline; no containerd is known that recovers after that.",
-                "No container is started or ended; those that run live on. The kubelet tells of it minutes later.",
+                _NO_RUNTIME,
             ),
             "RuntimeRefused": Urgency(
                 CRITICAL,
                 "2m",
                 "The agent excuses a restart; an upgrade of containerd takes longer than one.",
-                "No container is started or ended; those that run live on.",
+                _NO_RUNTIME,
             ),
         },
     ),
