@@ -11,6 +11,7 @@ from agent.app import DETECTOR_CLASSES
 from agent.model import Detector
 from tools.monitoring.agent_alerts import agent_group
 from tools.monitoring.condition_alerts import condition_group
+from tools.monitoring.dashboard import dashboard
 from tools.monitoring.fleet_records import fleet_group
 from tools.monitoring.rule import NOTICE, Group, write
 from tools.monitoring.scraping import PODMONITOR, SCRAPE_CONFIG
@@ -47,6 +48,7 @@ def files(detectors: Iterable[type[Detector]] = DETECTOR_CLASSES) -> dict[str, s
         "prometheus/prometheusrule.yaml": f"{NOTICE}\n{PROMETHEUS_RULE}{indented}",
         "prometheus/podmonitor.yaml": f"{NOTICE}\n{PODMONITOR}",
         "prometheus/scrape-config.yaml": f"{NOTICE}\n{SCRAPE_CONFIG}",
+        "grafana/dashboard.json": dashboard(detectors),
     }
 
 

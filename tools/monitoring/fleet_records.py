@@ -15,6 +15,7 @@ CONDITION_SUM = "type_status:nodediag_condition:sum"
 TRUE_SUM = f'{CONDITION_SUM}{{status="True"}}'
 TRUE_RATIO = "type:nodediag_condition_true:avg"
 FINDING_NODES = "type_reason:nodediag_findings:nodes"
+NODES_WRONG, NODES_UNKNOWN = "nodediag:nodes_wrong:count", "nodediag:nodes_unknown:count"
 SHIMS = "state:nodediag_shims:sum"
 DNS_LOST = f"mode:nodediag_dns_probe_lost:rate{WINDOW}"
 TOP_HUNG = f"node:nodediag_shims_hung:top{TOP}"
@@ -49,6 +50,8 @@ def _counts() -> tuple[Record, ...]:
             "The share of nodes with a condition True, of those that have it at all.",
         ),
         Record(FINDING_NODES, "sum by (type, reason) (nodediag_findings > bool 0)", "Nodes by reason."),
+        _nodes(NODES_WRONG, "True", "Nodes with any condition True; 0 if there is none."),
+        _nodes(NODES_UNKNOWN, "Unknown", "Nodes with any condition Unknown."),
         Record(SHIMS, "sum by (state) (nodediag_shims)", "Shims of the whole fleet by state."),
         Record(
             DNS_LOST,
@@ -56,6 +59,10 @@ def _counts() -> tuple[Record, ...]:
             "Queries the probes lose per second. Parallel ones alone: a race. Both: the server or the way to it.",
         ),
     )
+
+
+def _nodes(name: str, status: str, why: str) -> Record:
+    return Record(name, f'count(max by (node) (nodediag_condition{{status="{status}"}}) == 1) or vector(0)', why)
 
 
 def _tops() -> tuple[Record, ...]:

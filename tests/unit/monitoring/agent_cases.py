@@ -30,10 +30,13 @@ def _condition(node: str, status: str, *runs: tuple[str, int]) -> tuple[str, str
     return _on("nodediag_condition", node, type="DNSUnavailable", status=status), _values(*runs)
 
 
-def _fleet(sick: int, of: int, minutes: int) -> dict[str, str]:
-    """Return the conditions of a fleet of which some turn True at minute 10, and turn well after so many minutes."""
-    well, ill = (("0", 40 * MINUTE),), (("0", 10 * MINUTE), ("1", minutes * MINUTE), ("0", 30 * MINUTE))
-    return dict(_condition(f"n{number}", "True", *(ill if number < sick else well)) for number in range(of))
+def _fleet(kind: str, sick: int, of: int, minutes: int) -> dict[str, str]:
+    """Return a condition of a fleet, which some nodes have from minute 10 on for so many minutes."""
+    well, ill = _values(("0", 40 * MINUTE)), _values(("0", 10 * MINUTE), ("1", minutes * MINUTE), ("0", 30 * MINUTE))
+    return {
+        _on("nodediag_condition", f"n{number}", type=kind, status="True"): ill if number < sick else well
+        for number in range(of)
+    }
 
 
 REACH_CASES = (
@@ -68,19 +71,20 @@ REACH_CASES = (
         runbook="Agent.md#nodediagtargetdown",
     ),
     Case(
-        name="a quarter is down",
+        name="a fifth is down, then some more",
         alert="NodediagManyTargetsDown",
         series=dict(
             [
-                *(_up(f"n{number}", ("1", 40 * MINUTE)) for number in range(6)),
-                _up("n6", ("1", 10 * MINUTE), ("0", 12 * MINUTE), ("1", 18 * MINUTE)),
-                _up("n7", ("1", 10 * MINUTE), ("0", 12 * MINUTE), ("1", 18 * MINUTE)),
+                *(_up(f"n{number}", ("1", 100)) for number in range(7)),
+                _up("n7", ("1", 20), ("0", 48), ("1", 32)),
+                _up("n8", ("1", 20), ("0", 48), ("1", 32)),
+                _up("n9", ("1", 44), ("0", 24), ("1", 32)),
             ]
         ),
-        quiet_at=(19 * 60 + 30, 22 * 60),
-        fires_at=20 * 60,
+        quiet_at=(21 * 60, 31 * 60 + 30, 34 * 60),
+        fires_at=32 * 60,
         labels={"job": "nodediag", "severity": "critical"},
-        summary="25% of the nodediag agents are down",
+        summary="30% of the nodediag agents are down",
         description="So many agents at once rarely fail by their nodes: look for a bad release, a policy that refuses "
         "the pods, or a network between them and Prometheus.",
         runbook="Agent.md#nodediagmanytargetsdown",
@@ -172,6 +176,7 @@ LOOK_CASES = (
             _on("nodediag_detector_last_run_timestamp_seconds", "sick", **DETECTOR): _values(
                 ("0", 130 * MINUTE), ("7800", 60)
             ),
+            _on("nodediag_detector_overdue", "sick", **DETECTOR): _values(("0", 4 * HOUR)),
             _on("nodediag_detector_last_run_timestamp_seconds", "overdue", **DETECTOR): _values(("0", 4 * HOUR)),
             _on("nodediag_detector_overdue", "overdue", **DETECTOR): _values(("1", 4 * HOUR)),
         },
@@ -210,11 +215,14 @@ FOOTPRINT_CASES = (
         alert="NodediagLooksDiscarded",
         series={
             _on("nodediag_looks_discarded_total", "well", **DETECTOR): _values(("7", 120)),
-            _on("nodediag_looks_discarded_total", "blip", **DETECTOR): _values(("0", 20), ("2", 100)),
+            _on("nodediag_looks_discarded_total", "blip", **DETECTOR): _values(("0", 20), ("9", 100)),
+            _on("nodediag_looks_discarded_total", "two in 15 min", **DETECTOR): " ".join(
+                str(n // 15) for n in range(120)
+            ),
             _on("nodediag_looks_discarded_total", "sick", **DETECTOR): f"{_values(('0', 20))} {_rising(1, 1, 60)}",
         },
-        quiet_at=(10 * 60, 20 * 60),
-        fires_at=28 * 60,
+        quiet_at=(11 * 60 + 900 - 30, 60 * 60),
+        fires_at=11 * 60 + 900,  # three are thrown away by the scrape at minute 11
         labels={**scraped_from("sick"), **DETECTOR, "severity": "warning"},
         summary="sick: looks of conntrack_dns are thrown away",
         description="The agent stood still for more than a second while it looked, so it accuses nobody by what it "
@@ -227,10 +235,10 @@ FOOTPRINT_CASES = (
         series={
             _on("nodediag_self_stall_seconds_total", "well"): _rising(0, 3, 120),
             _on("nodediag_self_stall_seconds_total", "blip"): f"{_values(('0', 20))} {_values(('120', 100))}",
-            _on("nodediag_self_stall_seconds_total", "sick"): _rising(0, 15, 120),
+            _on("nodediag_self_stall_seconds_total", "sick"): f"{_values(('0', 20))} {_rising(15, 15, 100)}",
         },
-        quiet_at=(14 * 60,),
-        fires_at=30 * 60,
+        quiet_at=(30 * 60 - 30,),
+        fires_at=30 * 60,  # half of the time from minute 10 on is more than a quarter of ten minutes at minute 15
         labels={**scraped_from("sick"), "severity": "warning"},
         summary="sick: the nodediag agent stands still for 50% of the time",
         description="It is throttled at its CPU limit, or the node has no CPU to give. Faults are named late.",
@@ -304,9 +312,13 @@ BEYOND_CASES = (
     Case(
         name="on a tenth of the nodes",
         alert="NodediagConditionWidespread",
-        series=_fleet(sick=4, of=40, minutes=7),
-        quiet_at=(14 * 60 + 30, 18 * 60),
-        fires_at=15 * 60 + 30,  # what is recorded is read by the next evaluation
+        series={
+            **_fleet("DNSUnavailable", sick=4, of=40, minutes=7),
+            **_fleet("KubeletHealthzFailing", sick=2, of=10, minutes=20),
+            **_fleet("ConntrackDNSRace", sick=4, of=100, minutes=20),
+        },
+        quiet_at=(14 * 60 + 30, 17 * 60),
+        fires_at=15 * 60,
         labels={"type": "DNSUnavailable", "severity": "critical"},
         summary="DNSUnavailable on 10% of the nodes",
         description="Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one "
@@ -320,14 +332,15 @@ BEYOND_CASES = (
             [
                 _condition("well", "True", ("0", 160)),
                 _condition("steady", "True", ("0", 20), ("1", 140)),
+                _condition("blip", "True", *([("0", 2), ("1", 2)] * 3), ("0", 148)),
                 _condition("sick", "True", *([("0", 2), ("1", 2)] * 20), ("0", 80)),
             ]
         ),
-        quiet_at=(7 * 60, 70 * 60),
-        fires_at=20 * 60,
+        quiet_at=(12 * 60 - 30, 70 * 60),
+        fires_at=12 * 60,  # it changes every minute, the seventh time at minute 7
         labels={**scraped_from("sick"), "type": "DNSUnavailable", "status": "True", "severity": "warning"},
         summary="sick: DNSUnavailable comes and goes",
-        description="It changed 20 times in half an hour.",
+        description="It changed 12 times in half an hour.",
         runbook="DNSUnavailable.md",
     ),
     Case(

@@ -117,7 +117,12 @@ def try_case(case: Case, folder: Path, rules: Path) -> subprocess.CompletedProce
     cut = folder / "rules.json"  # which is YAML, too
     cut.write_text(json.dumps(_concerning(case, load(rules))))
     file = folder / "case.json"
-    whole = {"rule_files": [str(cut)], "evaluation_interval": f"{STEP}s", "tests": [case.test_group()]}
+    whole = {
+        "rule_files": [str(cut)],
+        "evaluation_interval": f"{STEP}s",
+        "group_eval_order": [group["name"] for group in load(rules)["groups"]],
+        "tests": [case.test_group()],
+    }
     file.write_text(json.dumps(whole))
     return promtool("test", "rules", str(file))
 
