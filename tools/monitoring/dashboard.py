@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from agent.model import Detector
 from tools.monitoring.fleet_panels import fleet_rows
 from tools.monitoring.node_panels import node_rows
-from tools.monitoring.panels import SOURCE, Json, layout
+from tools.monitoring.panels import SOURCE, Json, layout, outside
 from tools.monitoring.rule import RUNBOOKS
 
 SCHEMA_VERSION = 39
@@ -28,7 +28,7 @@ def dashboard(detectors: Iterable[type[Detector]]) -> str:
         "timezone": "browser",
         "refresh": "1m",
         "time": {"from": "now-6h", "to": "now"},
-        "links": [{"title": "Runbooks", "url": RUNBOOKS, "type": "link", "icon": "doc", "targetBlank": True}],
+        "links": [outside("Runbooks", RUNBOOKS)],
         "templating": {"list": [_source(), _node()]},
         "annotations": {"list": [_alerts()]},
         "panels": [*layout((*fleet_rows(detectors), *node_rows()))],

@@ -85,13 +85,29 @@ def layout(rows: Iterable[Row]) -> Iterator[Json]:
         top += tallest
 
 
+def outside(title: str, url: str) -> Json:
+    """Return a link out of Grafana, which opens beside it."""
+    return {
+        "title": title,
+        "url": url,
+        "type": "link",
+        "icon": "doc",
+        "tooltip": "",
+        "tags": [],
+        "asDropdown": False,
+        "includeVars": False,
+        "keepTime": False,
+        "targetBlank": True,
+    }
+
+
 def _panel(panel: Panel) -> Json:
     return {
         "type": panel.kind.value,
         "title": panel.title,
         "description": panel.description,
         "datasource": SOURCE,
-        "links": [{"title": title, "url": url, "targetBlank": True} for title, url in panel.links],
+        "links": [outside(title, url) for title, url in panel.links],
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "options": _OPTIONS[panel.kind],
         "targets": [_target(panel, *pair) for pair in zip(ascii_uppercase, panel.queries, strict=False)],
@@ -178,7 +194,15 @@ def _organised(columns: Mapping[str, str]) -> Json:
 
 _LATEST = {"calcs": ["lastNotNull"], "fields": "", "values": False}
 _OPTIONS: Mapping[Kind, Json] = {
-    Kind.STAT: {"reduceOptions": _LATEST, "colorMode": "value", "graphMode": "area", "textMode": "value_and_name"},
+    Kind.STAT: {
+        "reduceOptions": _LATEST,
+        "orientation": "auto",
+        "justifyMode": "auto",
+        "colorMode": "value",
+        "graphMode": "area",
+        "textMode": "value_and_name",
+        "wideLayout": True,
+    },
     Kind.GRAPH: {
         "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
         "tooltip": {"mode": "multi", "sort": "desc"},
@@ -196,7 +220,9 @@ _OPTIONS: Mapping[Kind, Json] = {
         "displayMode": "basic",
         "orientation": "horizontal",
         "showUnfilled": True,
+        "sizing": "auto",
+        "namePlacement": "auto",
         "valueMode": "color",
     },
-    Kind.TABLE: {"showHeader": True, "cellHeight": "sm"},
+    Kind.TABLE: {"frameIndex": 0, "showHeader": True, "cellHeight": "sm"},
 }
