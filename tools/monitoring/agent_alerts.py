@@ -9,7 +9,7 @@ from tools.monitoring.rule import JOB, Alert, Group, Severity
 from tools.monitoring.scraping import EXPECTED_SERIES, SAMPLE_LIMIT
 
 CRITICAL, WARNING = Severity
-RUNBOOK = "Agent.md"
+RUNBOOK = "agent-alerts.md"
 WITHOUT_EFFECT = 'nodediag_remediations_total{outcome=~"failed|ineffective|interrupted"}'
 WIDESPREAD_SHARE = 0.05
 WIDESPREAD_NODES = 3

@@ -37,8 +37,8 @@ def alert_name(condition: str) -> str:
 
 
 def runbook(condition: str, reason: str = "") -> str:
-    """Return where a condition's runbook is, below the folder of all: at a reason's own heading, if there is one."""
-    return f"{condition}.md#{reason.lower()}" if reason else f"{condition}.md"
+    """Return where a condition's runbook is, below docs/: at a reason's own heading, if one is given."""
+    return f"runbooks/{condition}.md#{reason.lower()}" if reason else f"runbooks/{condition}.md"
 
 
 def _alert(kind: str, reason: str, meaning: str, text: ConditionText) -> Alert:

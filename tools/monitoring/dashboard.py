@@ -7,7 +7,7 @@ from agent.model import Detector
 from tools.monitoring.fleet_panels import fleet_rows
 from tools.monitoring.node_panels import node_rows
 from tools.monitoring.panels import SOURCE, Json, layout, outside
-from tools.monitoring.rule import RUNBOOKS
+from tools.monitoring.rule import DOCS
 
 SCHEMA_VERSION = 39
 NODES = "label_values(nodediag_build_info, node)"
@@ -28,7 +28,7 @@ def dashboard(detectors: Iterable[type[Detector]]) -> str:
         "timezone": "browser",
         "refresh": "1m",
         "time": {"from": "now-6h", "to": "now"},
-        "links": [outside("Runbooks", RUNBOOKS)],
+        "links": [outside("Runbooks", f"{DOCS}runbooks/README.md")],
         "templating": {"list": [_source(), _node()]},
         "annotations": {"list": [_alerts()]},
         "panels": [*layout((*fleet_rows(detectors), *node_rows()))],

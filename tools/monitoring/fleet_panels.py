@@ -23,7 +23,7 @@ from tools.monitoring.fleet_records import (
     UP_SUM,
 )
 from tools.monitoring.panels import Kind, Panel, Query, Row
-from tools.monitoring.rule import RUNBOOKS
+from tools.monitoring.rule import DOCS
 
 MOST_ROWS = 100
 """Of a table: a fault of the whole fleet would fill thousands."""
@@ -66,7 +66,7 @@ def _condition(kind: str, reasons: tuple[tuple[str, str], ...]) -> Panel:
         4,
         description="\n\n".join(f"**{reason}**: {meaning}" for reason, meaning in reasons),
         bad=1,
-        links=(("Runbook", RUNBOOKS + runbook(kind)),),
+        links=(("Runbook", DOCS + runbook(kind)),),
     )
 
 

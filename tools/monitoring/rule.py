@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import TypeAlias
 
 NOTICE = "# Made from the code by `make monitoring`; do not edit."
-RUNBOOKS = "https://github.com/nodediag/nodediag/blob/main/docs/runbooks/"
-"""Where the runbooks are read; the one place this stands in."""
+DOCS = "https://github.com/nodediag/nodediag/blob/main/docs/"
+"""Where the documents are read; the one place this stands in."""
 JOB = 'job="nodediag"'
 """How the targets of the agents are called, by the PodMonitor and by the plain scrape configuration alike."""
 WIDTH = 110
@@ -28,6 +28,8 @@ class Severity(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Alert:
     """An alerting rule. `held` is its `for`; `why` says why it is held so long, and why it asks what it asks.
+
+    `runbook` is the document to open, and the section of it, below docs/.
 
     Those of one name must differ in severity or `labels`, even if their series do anyway: promtool asks for it.
     """
@@ -89,7 +91,7 @@ def _alert(rule: Alert) -> Iterator[str]:
     yield "        annotations:"
     yield from _folded("summary", rule.summary, "          ")
     yield from _folded("description", rule.description, "          ")
-    yield from _folded("runbook_url", RUNBOOKS + rule.runbook, "          ")
+    yield from _folded("runbook_url", DOCS + rule.runbook, "          ")
 
 
 def _record(rule: Record) -> Iterator[str]:

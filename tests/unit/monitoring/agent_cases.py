@@ -50,7 +50,7 @@ REACH_CASES = (
         summary="no nodediag agent is scraped",
         description="Prometheus has no target of the job nodediag, so no node is watched: the DaemonSet is gone, or it "
         "is not selected by the PodMonitor or the scrape configuration.",
-        runbook="Agent.md#nodediagabsent",
+        runbook="agent-alerts.md#nodediagabsent",
     ),
     Case(
         name="absent for a moment, then one of two is down for longer",
@@ -68,16 +68,16 @@ REACH_CASES = (
         summary="sick: the nodediag agent cannot be scraped",
         description="Nothing is known of this node. The kubelet or the node may be down, the agent may be killed at "
         "its memory limit, or its answer has more than the 1000 series that are taken.",
-        runbook="Agent.md#nodediagtargetdown",
+        runbook="agent-alerts.md#nodediagtargetdown",
     ),
     Case(
-        name="a fifth is down, then some more",
+        name="a tenth is down, then some more",
         alert="NodediagManyTargetsDown",
         series=dict(
             [
                 *(_up(f"n{number}", ("1", 100)) for number in range(7)),
                 _up("n7", ("1", 20), ("0", 48), ("1", 32)),
-                _up("n8", ("1", 20), ("0", 48), ("1", 32)),
+                _up("n8", ("1", 44), ("0", 24), ("1", 32)),
                 _up("n9", ("1", 44), ("0", 24), ("1", 32)),
             ]
         ),
@@ -87,7 +87,7 @@ REACH_CASES = (
         summary="30% of the nodediag agents are down",
         description="So many agents at once rarely fail by their nodes: look for a bad release, a policy that refuses "
         "the pods, or a network between them and Prometheus.",
-        runbook="Agent.md#nodediagmanytargetsdown",
+        runbook="agent-alerts.md#nodediagmanytargetsdown",
     ),
     Case(
         name="a node without an agent",
@@ -110,7 +110,7 @@ REACH_CASES = (
         summary="sick: no nodediag agent runs there",
         description="The node is known to Kubernetes, but Prometheus has no agent of it: see whether the DaemonSet has "
         "a pod there, and why that does not start.",
-        runbook="Agent.md#nodediagnodewithoutagent",
+        runbook="agent-alerts.md#nodediagnodewithoutagent",
     ),
     Case(
         name="restarted again and again",
@@ -128,7 +128,7 @@ REACH_CASES = (
         summary="sick: the nodediag agent was restarted 4 times within an hour",
         description="It ends by a fault of its own, at its memory limit, or by its liveness probe; the pod's last "
         "state says which.",
-        runbook="Agent.md#nodediagrestarting",
+        runbook="agent-alerts.md#nodediagrestarting",
     ),
 )
 
@@ -147,7 +147,7 @@ LOOK_CASES = (
         summary="sick: conntrack_dns is stuck in a look",
         description="What it reads does not answer, which is often a fault of the node itself: a process or a disk "
         "that hangs in the kernel. Its conditions are Unknown until the look returns.",
-        runbook="Agent.md#nodediagdetectoroverdue",
+        runbook="agent-alerts.md#nodediagdetectoroverdue",
     ),
     Case(
         name="failing, which an overdue look is not",
@@ -166,7 +166,7 @@ LOOK_CASES = (
         summary="sick: conntrack_dns fails",
         description="It cannot see what it should: a capability or a mount is missing, or what it reads gives answers "
         "it does not understand. Its conditions are Unknown; their message says why.",
-        runbook="Agent.md#nodediagdetectorfailing",
+        runbook="agent-alerts.md#nodediagdetectorfailing",
     ),
     Case(
         name="not running",
@@ -186,7 +186,7 @@ LOOK_CASES = (
         summary="sick: conntrack_dns has not looked for 2h 5m 30s",
         description="Its conditions still tell what it saw last. Either its thread has ended by a fault of the agent, "
         "or the node's clock is wrong.",
-        runbook="Agent.md#nodediagdetectornotrunning",
+        runbook="agent-alerts.md#nodediagdetectornotrunning",
     ),
     Case(
         name="unknown for long",
@@ -205,7 +205,7 @@ LOOK_CASES = (
         summary="sick: nothing can be said about DNSUnavailable",
         description="This node is not watched for it, and nobody else may tell. The condition's message says what the "
         "agent cannot see.",
-        runbook="Agent.md#nodediagconditionunknown",
+        runbook="agent-alerts.md#nodediagconditionunknown",
     ),
 )
 
@@ -227,7 +227,7 @@ FOOTPRINT_CASES = (
         summary="sick: looks of conntrack_dns are thrown away",
         description="The agent stood still for more than a second while it looked, so it accuses nobody by what it "
         "saw, and faults are named late. It is throttled at its CPU limit, or the whole node stands still.",
-        runbook="Agent.md#nodediaglooksdiscarded",
+        runbook="agent-alerts.md#nodediaglooksdiscarded",
     ),
     Case(
         name="stands still",
@@ -242,7 +242,7 @@ FOOTPRINT_CASES = (
         labels={**scraped_from("sick"), "severity": "warning"},
         summary="sick: the nodediag agent stands still for 50% of the time",
         description="It is throttled at its CPU limit, or the node has no CPU to give. Faults are named late.",
-        runbook="Agent.md#nodediagstalled",
+        runbook="agent-alerts.md#nodediagstalled",
     ),
     Case(
         name="series are dropped",
@@ -257,7 +257,7 @@ FOOTPRINT_CASES = (
         summary="sick: the nodediag agent leaves series out",
         description="A metric has more than the 64 series the agent gives it. That is a fault of the agent: please "
         "report it, with its log.",
-        runbook="Agent.md#nodediagseriesdropped",
+        runbook="agent-alerts.md#nodediagseriesdropped",
     ),
     Case(
         name="too many series",
@@ -273,7 +273,7 @@ FOOTPRINT_CASES = (
         summary="sick: the nodediag agent has 501 series",
         description="A scrape with more than 1000 is refused as a whole, and the node then counts as down. That is a "
         "fault of the agent: please report it.",
-        runbook="Agent.md#nodediagtoomanyseries",
+        runbook="agent-alerts.md#nodediagtoomanyseries",
     ),
 )
 
@@ -298,7 +298,7 @@ def _remediation(name: str, outcome: str, sick: str, fires_at: int, over_at: int
         summary=f"sick: KillShim was {outcome}",
         description="A remediation did not mend what it was to mend, failed, or was cut off by an end of the agent. "
         "The fault needs a person; `nodediag remediations` and `nodediag evidence` tell what was done.",
-        runbook="Agent.md#nodediagremediationfailed",
+        runbook="agent-alerts.md#nodediagremediationfailed",
     )
 
 
@@ -323,7 +323,7 @@ BEYOND_CASES = (
         summary="DNSUnavailable on 10% of the nodes",
         description="Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one "
         "workload that runs everywhere.",
-        runbook="DNSUnavailable.md",
+        runbook="runbooks/DNSUnavailable.md",
     ),
     Case(
         name="comes and goes",
@@ -341,7 +341,7 @@ BEYOND_CASES = (
         labels={**scraped_from("sick"), "type": "DNSUnavailable", "status": "True", "severity": "warning"},
         summary="sick: DNSUnavailable comes and goes",
         description="It changed 12 times in half an hour.",
-        runbook="DNSUnavailable.md",
+        runbook="runbooks/DNSUnavailable.md",
     ),
     Case(
         name="a condition these rules do not know",
@@ -364,7 +364,7 @@ BEYOND_CASES = (
         labels={**scraped_from("sick"), "type": "DNSUnavailable", "status": "True", "severity": "warning"},
         summary="sick: DNSUnavailable is True",
         description="No other alert tells of it: the rules may be older than the agent.",
-        runbook="DNSUnavailable.md",
+        runbook="runbooks/DNSUnavailable.md",
         reads_alerts=True,
     ),
 )

@@ -37,7 +37,7 @@ def _case(
         labels={**scraped_from("sick"), "type": condition, "reason": reason, "severity": severity},
         summary=f"sick: {summary} ({reason})",
         description=description,
-        runbook=f"{condition}.md#{reason.lower()}",
+        runbook=f"runbooks/{condition}.md#{reason.lower()}",
         reason=reason,
     )
 
@@ -60,7 +60,7 @@ def _episodic(condition: str, reason: str, summary: str, description: str) -> Ca
         labels={**scraped_from("sick"), "type": condition, "reason": reason, "severity": "warning"},
         summary=f"sick: {summary} ({reason})",
         description=description,
-        runbook=f"{condition}.md#{reason.lower()}",
+        runbook=f"runbooks/{condition}.md#{reason.lower()}",
         reason=reason,
     )
 

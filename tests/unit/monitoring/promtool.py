@@ -47,7 +47,7 @@ class Case:
 
     def test_group(self) -> dict[str, object]:
         """Return it in promtool's form."""
-        base = "https://github.com/nodediag/nodediag/blob/main/docs/runbooks/"
+        base = "https://github.com/nodediag/nodediag/blob/main/docs/"
         annotations = {"summary": self.summary, "description": self.description, "runbook_url": base + self.runbook}
         fires = {"eval_time": f"{self.fires_at}s", "alertname": self.alert}
         return {

@@ -1,22 +1,24 @@
 """Nothing is forgotten: what a new condition or reason needs is demanded, and said where it belongs."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from agent.app import DETECTOR_CLASSES
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector
+from tests.unit.docs.markdown import ROOT, sections
 from tests.unit.monitoring.promtool import RULES, load
 from tools.generate_monitoring import files
 from tools.monitoring.condition_alerts import condition_group
 from tools.monitoring.condition_texts import TEXTS
-from tools.monitoring.rule import RUNBOOKS, Alert, Group, Severity, write
+from tools.monitoring.rule import DOCS, Alert, Group, Severity, write
 
-DOCS = Path(__file__).parents[3] / "docs"
+ALERTS = [rule for group in load(RULES)["groups"] for rule in group["rules"] if "alert" in rule]
+PLACES = sorted(
+    {a["annotations"]["runbook_url"].removeprefix(DOCS) for a in ALERTS if "{" not in a["annotations"]["runbook_url"]}
+)
 REASONS = [
     (kind, reason)
     for detector in DETECTOR_CLASSES
@@ -35,12 +37,7 @@ class OneMore(KubeletHealthzDetector):
 
 
 def rules_of(kind: str, reason: str) -> list[dict[str, object]]:
-    return [
-        rule
-        for group in load(RULES)["groups"]
-        for rule in group["rules"]
-        if rule.get("alert") == f"Nodediag{kind}" and rule["labels"]["reason"] == reason
-    ]
+    return [rule for rule in ALERTS if rule["alert"] == f"Nodediag{kind}" and rule["labels"]["reason"] == reason]
 
 
 @pytest.mark.parametrize(("kind", "reason"), REASONS)
@@ -73,14 +70,13 @@ def test_a_text_that_would_not_survive_the_file_is_refused() -> None:
         list(write((Group("g", "1m", "why", (alert,)),)))
 
 
-@pytest.mark.parametrize(
-    "url", sorted({r["annotations"]["runbook_url"] for g in load(RULES)["groups"] for r in g["rules"] if "alert" in r})
-)
-def test_every_runbook_an_alert_links_to_is_there(url: str) -> None:
-    name, _, anchor = url.removeprefix(RUNBOOKS).partition("#")
-    if name.startswith("{{ $labels.type }}"):
-        return  # one of those of the conditions, which the other alerts name
-    headings = re.findall(r"^#+ (.+)$", (DOCS / "runbooks" / name).read_text(), re.MULTILINE)
-    assert not anchor or anchor in [
-        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
-    ]
+@pytest.mark.parametrize("place", PLACES)
+def test_what_an_alert_leads_to_is_there(place: str) -> None:
+    name, _, anchor = place.partition("#")
+    headings = {section.anchor: section for section in sections((ROOT / "docs" / name).read_text())}
+    assert not anchor or headings[anchor].body
+
+
+def test_alerts_about_any_condition_lead_to_the_conditions_own_page() -> None:
+    theirs = {alert["annotations"]["runbook_url"] for alert in ALERTS} - {DOCS + place for place in PLACES}
+    assert theirs == {f"{DOCS}runbooks/{{{{ $labels.type }}}}.md"}
