@@ -103,11 +103,13 @@ def _details() -> tuple[Panel, ...]:
 def _tops() -> tuple[Panel, ...]:
     node = "{{node}}"
     return (
-        Panel("Hung and stuck shims", Kind.BARS, (Query(TOP_HUNG, node),), 8, bad=1),
-        Panel("Zombies", Kind.BARS, (Query(TOP_ZOMBIES, node),), 8, bad=1000),
-        Panel("DNS queries lost per second", Kind.BARS, (Query(TOP_DNS_LOST, node),), 8, bad=0.01),
-        Panel("Kubelet healthz, mean of 5 min", Kind.BARS, (Query(TOP_HEALTHZ, node),), 8, unit="s", bad=3),
-        Panel("Conntrack fill", Kind.BARS, (Query(TOP_CONNTRACK, node),), 8, unit="percentunit", bad=0.9, top=1),
+        Panel("Most hung and stuck shims", Kind.BARS, (Query(TOP_HUNG, node),), 8, bad=1),
+        Panel("Most zombies", Kind.BARS, (Query(TOP_ZOMBIES, node),), 8, bad=1000),
+        Panel("Most DNS queries lost, per second", Kind.BARS, (Query(TOP_DNS_LOST, node),), 8, bad=0.01),
+        Panel("Slowest kubelets: healthz, mean of 5 min", Kind.BARS, (Query(TOP_HEALTHZ, node),), 8, unit="s", bad=3),
+        Panel(
+            "Fullest conntrack tables", Kind.BARS, (Query(TOP_CONNTRACK, node),), 8, unit="percentunit", bad=0.9, top=1
+        ),
         Panel("Shims by state", Kind.GRAPH, (Query(SHIMS, "{{state}}"),), 8),
     )
 
