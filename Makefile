@@ -60,9 +60,9 @@ proto-release: node-packages
 docs: setup
 	@$(BIN)/python -m tools.generate_docs docs
 
-## monitoring: generate deploy/prometheus and deploy/grafana from the code
+## monitoring: generate deploy/prometheus, deploy/grafana and docs/alerts.md from the code
 monitoring: setup
-	@$(BIN)/python -m tools.generate_monitoring deploy
+	@$(BIN)/python -m tools.generate_monitoring .
 
 ## bench: the budgets, each against something run beside it
 bench: setup-test lab-packages

@@ -1,6 +1,6 @@
-"""Writes what Prometheus and Grafana are given: `python -m tools.generate_monitoring FOLDER`.
+"""Writes what Prometheus and Grafana are given, and the list of alerts: `python -m tools.generate_monitoring FOLDER`.
 
-FOLDER gets prometheus/ and grafana/; `make lint` compares what is checked in below deploy/.
+FOLDER gets deploy/prometheus, deploy/grafana and docs/alerts.md; `make lint` compares what is checked in.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.app import DETECTOR_CLASSES
 from agent.model import Detector
 from tools.monitoring.agent_alerts import agent_group
+from tools.monitoring.alert_table import alert_table
 from tools.monitoring.condition_alerts import condition_group
 from tools.monitoring.dashboard import dashboard
 from tools.monitoring.fleet_records import fleet_group
@@ -40,15 +41,17 @@ def main() -> None:
 
 def files(detectors: Iterable[type[Detector]] = DETECTOR_CLASSES) -> dict[str, str]:
     """Return the text of every file by its path."""
-    lines = [*write(groups(detectors))]
+    every = groups(detectors)
+    lines = [*write(every)]
     rules = "\n".join([*lines, ""])
     indented = "\n".join([*(f"  {line}" for line in lines), ""])
     return {
-        "prometheus/rules.yaml": f"{NOTICE}\n{rules}",
-        "prometheus/prometheusrule.yaml": f"{NOTICE}\n{PROMETHEUS_RULE}{indented}",
-        "prometheus/podmonitor.yaml": f"{NOTICE}\n{PODMONITOR}",
-        "prometheus/scrape-config.yaml": f"{NOTICE}\n{SCRAPE_CONFIG}",
-        "grafana/dashboard.json": dashboard(detectors),
+        "deploy/prometheus/rules.yaml": f"{NOTICE}\n{rules}",
+        "deploy/prometheus/prometheusrule.yaml": f"{NOTICE}\n{PROMETHEUS_RULE}{indented}",
+        "deploy/prometheus/podmonitor.yaml": f"{NOTICE}\n{PODMONITOR}",
+        "deploy/prometheus/scrape-config.yaml": f"{NOTICE}\n{SCRAPE_CONFIG}",
+        "deploy/grafana/dashboard.json": dashboard(detectors),
+        "docs/alerts.md": alert_table(every),
     }
 
 

@@ -60,8 +60,7 @@ def test_words_for_what_no_detector_declares_are_refused() -> None:
 
 
 def test_every_file_is_what_the_code_makes_of_it() -> None:
-    deploy = RULES.parents[1]
-    assert {name: (deploy / name).read_text() for name in files()} == files()
+    assert {name: (ROOT / name).read_text() for name in files()} == files()
 
 
 def test_a_text_that_would_not_survive_the_file_is_refused() -> None:
