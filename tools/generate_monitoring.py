@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent.app import DETECTOR_CLASSES
+from agent.app import DETECTOR_CLASSES, METER_CLASSES
 from agent.model import Detector
 from tools.monitoring.agent_alerts import agent_group
 from tools.monitoring.alert_table import alert_table
@@ -50,7 +50,7 @@ def files(detectors: Iterable[type[Detector]] = DETECTOR_CLASSES) -> dict[str, s
         "deploy/prometheus/prometheusrule.yaml": f"{NOTICE}\n{PROMETHEUS_RULE}{indented}",
         "deploy/prometheus/podmonitor.yaml": f"{NOTICE}\n{PODMONITOR}",
         "deploy/prometheus/scrape-config.yaml": f"{NOTICE}\n{SCRAPE_CONFIG}",
-        "deploy/grafana/dashboard.json": dashboard(detectors),
+        "deploy/grafana/dashboard.json": dashboard(detectors, METER_CLASSES),
         "docs/alerts.md": alert_table(every),
     }
 

@@ -21,7 +21,7 @@ def agent_group() -> Group:
         "nodediag.agent",
         "1m",
         "Slower than the conditions, since nobody is woken within a minute for any of these.",
-        (*_reach(), *_looks(), *_footprint(), *_beyond_one_condition()),
+        (*_reach(), *_looks(), *_footprint(), *_rights(), *_beyond_one_condition()),
     )
 
 
@@ -184,6 +184,22 @@ def _footprint() -> tuple[Alert, ...]:
             "{{ $labels.node }}: {{ $labels.action }} was {{ $labels.outcome }}",
             "A remediation did not mend what it was to mend, failed, or was cut off by an end of the agent. The fault "
             "needs a person; `nodediag remediations` and `nodediag evidence` tell what was done.",
+        ),
+    )
+
+
+def _rights() -> tuple[Alert, ...]:
+    return (
+        _alert(
+            "NodediagKubeletApiRefused",
+            'increase(nodediag_kubelet_api_requests_total{code=~"401|403"}[15m]) > 0',
+            "15m",
+            "A token that was just renewed, or rights that were just given, take minutes to be known. Silent where the "
+            "kubelet's API is not asked.",
+            WARNING,
+            "{{ $labels.node }}: the kubelet refuses {{ $labels.path }} to nodediag with {{ $labels.code }}",
+            "401: it does not take the token; 403: the ClusterRole lacks a right. Pods are then told by less, and "
+            "PLEGUnhealthy is Unknown.",
         ),
     )
 

@@ -199,6 +199,23 @@ TEXTS: Mapping[str, ConditionText] = {
             ),
         },
     ),
+    "PLEGUnhealthy": ConditionText(
+        "the kubelet is late to notice what its containers do",
+        {
+            "RelistSlow": Urgency(
+                CRITICAL,
+                "1m",
+                "The kubelet calls its node NotReady after 3 min without a list; the agent tells after half of that.",
+                "No pod turns ready, and none that ended is restarted.",
+            ),
+            "EventsDiscarded": Urgency(
+                WARNING,
+                "10m",
+                "One burst counts for 5 min already, so it takes more than one.",
+                "Pods stay for a while in a state they are no longer in.",
+            ),
+        },
+    ),
     "ContainerRuntimeUnresponsive": ConditionText(
         "containerd does not answer",
         {

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 
-from agent.model import Detector
+from agent.model import Detector, Meter
 from tools.monitoring.fleet_panels import fleet_rows
 from tools.monitoring.node_panels import node_rows
 from tools.monitoring.panels import SOURCE, Json, layout, outside
@@ -13,8 +13,9 @@ SCHEMA_VERSION = 39
 NODES = "label_values(nodediag_build_info, node)"
 
 
-def dashboard(detectors: Iterable[type[Detector]]) -> str:
+def dashboard(detectors: Iterable[type[Detector]], meters: Iterable[type[Meter]]) -> str:
     """Return the dashboard as JSON; it can be imported by hand or provisioned, since it asks for its data source."""
+    counted = [metric for meter in meters for metric in meter.metrics]
     whole: Json = {
         "id": None,
         "uid": "nodediag",
@@ -31,7 +32,7 @@ def dashboard(detectors: Iterable[type[Detector]]) -> str:
         "links": [outside("Runbooks", f"{DOCS}runbooks/README.md")],
         "templating": {"list": [_source(), _node()]},
         "annotations": {"list": [_alerts()]},
-        "panels": [*layout((*fleet_rows(detectors), *node_rows()))],
+        "panels": [*layout((*fleet_rows(detectors), *node_rows(counted)))],
     }
     return json.dumps(whole, indent=2) + "\n"
 

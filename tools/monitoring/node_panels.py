@@ -1,5 +1,9 @@
 """The dashboard's lower half: all there is to know of one node, `$node`."""
 
+from collections.abc import Iterable
+
+from agent.exporters.metrics import PREFIX
+from agent.model import Metric, MetricKind
 from tools.monitoring.panels import Kind, Panel, Query, Row
 from tools.monitoring.rule import JOB
 
@@ -7,13 +11,14 @@ ON = 'node="$node"'
 RATE = "[$__rate_interval]"
 
 
-def node_rows() -> tuple[Row, ...]:
-    """Return the rows about one node."""
+def node_rows(counted: Iterable[Metric]) -> tuple[Row, ...]:
+    """Return the rows about one node; `counted` are the metrics of parts that count for themselves."""
     return (
         Row("$node: conditions", _conditions()),
         Row("$node: shims and processes", _processes()),
         Row("$node: conntrack and DNS", _network()),
         Row("$node: kubelet", _kubelet()),
+        Row("$node: requests of the parts that are switched on", tuple(_part(metric) for metric in counted)),
         Row("$node: the agent itself", _agent()),
     )
 
@@ -143,6 +148,15 @@ def _kubelet() -> tuple[Panel, ...]:
             12,
         ),
     )
+
+
+def _part(metric: Metric) -> Panel:
+    """Show a metric as its declaration has it; its part may be switched off, and then there is nothing to see."""
+    name, legend = PREFIX + metric.name, " ".join(f"{{{{{label}}}}}" for label in metric.labels) or "all"
+    rising = metric.kind is MetricKind.COUNTER
+    expr = f"rate({name}{{{ON}}}{RATE})" if rising else f"{name}{{{ON}}}"
+    words = metric.name.removesuffix("_total").replace("_", " ")
+    return Panel(words + " per second" * rising, Kind.GRAPH, (Query(expr, legend),), 8, description=metric.help)
 
 
 def _agent() -> tuple[Panel, ...]:

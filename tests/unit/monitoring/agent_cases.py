@@ -277,6 +277,30 @@ FOOTPRINT_CASES = (
     ),
 )
 
+RIGHTS_CASES = (
+    Case(
+        name="the kubelet refuses",
+        alert="NodediagKubeletApiRefused",
+        series={
+            _on("nodediag_kubelet_api_requests_total", "well", path="/pods", code="200"): _rising(0, 1, 120),
+            _on("nodediag_kubelet_api_requests_total", "well", path="/pods", code="403"): _values(("8", 120)),
+            _on("nodediag_kubelet_api_requests_total", "blip", path="/pods", code="403"): _values(
+                ("0", 20), ("1", 100)
+            ),
+            _on("nodediag_kubelet_api_requests_total", "sick", path="/pods", code="403"): (
+                f"{_values(('0', 20))} {_rising(1, 1, 20)} {_values(('20', 100))}"
+            ),
+        },
+        quiet_at=(10 * 60 + 900 - 30, 40 * 60),
+        fires_at=10 * 60 + 900,
+        labels={**scraped_from("sick"), "path": "/pods", "code": "403", "severity": "warning"},
+        summary="sick: the kubelet refuses /pods to nodediag with 403",
+        description="401: it does not take the token; 403: the ClusterRole lacks a right. Pods are then told by less, "
+        "and PLEGUnhealthy is Unknown.",
+        runbook="agent-alerts.md#nodediagkubeletapirefused",
+    ),
+)
+
 
 def _remediations(node: str, outcome: str, values: str) -> dict[str, str]:
     return {_on("nodediag_remediations_total", node, action="KillShim", outcome=outcome): values}
@@ -369,4 +393,4 @@ BEYOND_CASES = (
     ),
 )
 
-AGENT_CASES = (*REACH_CASES, *LOOK_CASES, *FOOTPRINT_CASES, *REMEDIATION_CASES, *BEYOND_CASES)
+AGENT_CASES = (*REACH_CASES, *LOOK_CASES, *FOOTPRINT_CASES, *RIGHTS_CASES, *REMEDIATION_CASES, *BEYOND_CASES)

@@ -245,6 +245,24 @@ CONDITION_CASES = (
         "The kubelet's healthz answers 200, but far too late. Probes and starts of pods are late, too. Findings: 1.",
     ),
     _case(
+        "PLEGUnhealthy",
+        "RelistSlow",
+        "critical",
+        60,
+        "the kubelet is late to notice what its containers do",
+        "The kubelet lists its containers too slowly or not at all, so it notices late what they do. "
+        "No pod turns ready, and none that ended is restarted. Findings: 1.",
+    ),
+    _case(
+        "PLEGUnhealthy",
+        "EventsDiscarded",
+        "warning",
+        600,
+        "the kubelet is late to notice what its containers do",
+        "The kubelet threw changes of containers away, because it did not get round to them. "
+        "Pods stay for a while in a state they are no longer in. Findings: 1.",
+    ),
+    _case(
         "ContainerRuntimeUnresponsive",
         "CRITimeout",
         "critical",
