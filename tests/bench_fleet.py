@@ -27,7 +27,7 @@ from tests.lab.waiting import wait_until
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "metrics.txt"
 SCRAPE_SECONDS = 30
-WELL_SECONDS, ILL_SECONDS = 140, 100
+WELL_SECONDS, ILL_SECONDS = 140, 90
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)\Z")
 
 
