@@ -106,3 +106,20 @@ def test_the_operators_rules_are_the_plain_ones() -> None:
     theirs = yaml.safe_load((FOLDER / "prometheusrule.yaml").read_text())
     assert (theirs["apiVersion"], theirs["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
     assert theirs["spec"] == yaml.safe_load((FOLDER / "rules.yaml").read_text())
+
+
+def test_what_is_scraped_is_what_the_manifest_runs(podmonitor: dict[str, Any], plain: dict[str, Any]) -> None:
+    documents = list(yaml.safe_load_all((DEPLOY / "daemonset.yaml").read_text()))
+    (daemonset,) = (each for each in documents if each["kind"] == "DaemonSet")
+    template, namespace = daemonset["spec"]["template"], daemonset["metadata"]["namespace"]
+    ports = [port["name"] for container in template["spec"]["containers"] for port in container["ports"]]
+    labels = template["metadata"]["labels"].items()
+    assert podmonitor["spec"]["selector"]["matchLabels"].items() <= labels
+    assert [each["port"] for each in podmonitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    assert "metrics" in ports
+    assert podmonitor["metadata"]["namespace"] == namespace
+    assert podmonitor["spec"]["namespaceSelector"]["matchNames"] == [namespace]
+    (discovery,) = plain["kubernetes_sd_configs"]
+    assert discovery["namespaces"]["names"] == [namespace]
+    (selector,) = discovery["selectors"]
+    assert tuple(selector["label"].split("=")) in labels
