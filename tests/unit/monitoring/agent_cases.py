@@ -32,10 +32,14 @@ def _condition(node: str, status: str, *runs: tuple[str, int]) -> tuple[str, str
 
 def _fleet(kind: str, sick: int, of: int, minutes: int) -> dict[str, str]:
     """Return a condition of a fleet, which some nodes have from minute 10 on for so many minutes."""
-    well, ill = _values(("0", 40 * MINUTE)), _values(("0", 10 * MINUTE), ("1", minutes * MINUTE), ("0", 30 * MINUTE))
+
+    def course(yes: str, no: str, *, ill: bool) -> str:
+        return _values((no, 10 * MINUTE), (yes if ill else no, minutes * MINUTE), (no, 30 * MINUTE))
+
     return {
-        _on("nodediag_condition", f"n{number}", type=kind, status="True"): ill if number < sick else well
+        _on("nodediag_condition", f"n{number}", type=kind, status=status): course(*values, ill=number < sick)
         for number in range(of)
+        for status, values in {"True": "10", "False": "01"}.items()
     }
 
 
