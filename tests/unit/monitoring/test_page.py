@@ -1,4 +1,4 @@
-"""docs/prometheus.md tells what there is: its configuration can be used as it stands, its names are those of the rules."""
+"""docs/prometheus.md tells what there is: its configuration can be used as it stands, its names are the rules' own."""
 
 import re
 from typing import Any
