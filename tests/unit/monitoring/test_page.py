@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "prometheus.md").read_text()
 SCRAPING, INHIBITION = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
 ALL_RULES: list[dict[str, Any]] = [rule for group in load(RULES)["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"] for rule in ALL_RULES if "alert" in rule}
-LABELS = {"alertname", "severity", "type", "node", "job"}
+LABELS = {"alertname", "severity", "type", "reason", "node", "job"}
 _MATCHER = re.compile(r"(\w+) (=|!=|=~) \"?([^\"]+)\"?")
 
 
