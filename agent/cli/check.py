@@ -14,7 +14,7 @@ import time
 from agent import app
 from agent.cli.arguments import add_config, load_or_explain
 from agent.cli.exits import EXIT_UNKNOWN
-from agent.cli.output import add_format, tell
+from agent.cli.output import add_report_format, tell
 from agent.clock import StallMeter
 from agent.pipeline.runner import Runner
 
@@ -28,7 +28,7 @@ TICK_SECONDS = 0.1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this subcommand's options."""
     add_config(parser)
-    add_format(parser)
+    add_report_format(parser)
     parser.add_argument(
         "--detector",
         action="append",

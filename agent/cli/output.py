@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from agent.cli.exits import EXIT_UNKNOWN, exit_code
-from agent.exporters import report_json, report_text
+from agent.exporters import report_json, report_line, report_text
 from agent.model import NodeReport
 
 
@@ -17,10 +17,22 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people, json for programs")
 
 
+def add_report_format(parser: argparse.ArgumentParser) -> None:
+    """Add `--format text|json|line`."""
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "line"),
+        default="text",
+        help="text for people, json for programs, line for node-problem-detector: one line, the worst first",
+    )
+
+
 def tell(report: NodeReport, form: str) -> int:
     """Print a report and return the exit code it stands for."""
     if form == "json":
         printed = emit(lambda stream: stream.write(report_json.dumps(report)))
+    elif form == "line":
+        printed = emit(lambda stream: stream.write(report_line.line(report)))
     else:
         printed = emit(lambda stream: report_text.write(report, stream, colour=_colour()))
     return exit_code(report) if printed else EXIT_UNKNOWN

@@ -5,7 +5,7 @@ import sys
 
 from agent.cli.arguments import add_endpoint, client_of
 from agent.cli.exits import EXIT_UNKNOWN
-from agent.cli.output import add_format, tell
+from agent.cli.output import add_report_format, tell
 
 NAME = "report"
 HELP = "ask the running agent what is wrong, without looking again"
@@ -14,7 +14,7 @@ HELP = "ask the running agent what is wrong, without looking again"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this subcommand's options."""
     add_endpoint(parser)
-    add_format(parser)
+    add_report_format(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -246,7 +246,7 @@ def _refused_message(seen: Observation) -> str:
         if life.ended
         else "there is no single process named containerd"
     )
-    return f"{what} and {gone}. {_MEANWHILE} See systemctl status containerd and journalctl -u containerd. {_CAUTION}"
+    return f"{what} and {gone}. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
 
 
 def _values(seen: Observation) -> dict[str, Value]:

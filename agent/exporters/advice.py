@@ -48,7 +48,11 @@ def _kill_shim(finding: Finding) -> Advice:
         return Advice(
             "containerd no longer knows this shim, so nothing is started again. Before you kill it, see what still "
             "runs below it: that would be left without any shim.",
-            (*_with_pid(finding, "ps --ppid {pid}"), *_remediate(finding), *_with_pid(finding, "kill -9 {pid}")),
+            (
+                *_with_pid(finding, "cat /proc/{pid}/task/*/children"),  # ps reads command lines, and may never return
+                *_remediate(finding),
+                *_with_pid(finding, "kill -9 {pid}"),
+            ),
         )
     return Advice(
         "Kill the shim. containerd then cleans up and the kubelet starts the pod again; afterwards see that no "

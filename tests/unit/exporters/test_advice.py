@@ -80,7 +80,7 @@ def test_a_stopped_shim_is_continued_before_it_is_killed_by_anybody() -> None:
 def test_a_shim_containerd_no_longer_knows_is_not_said_to_come_back() -> None:
     stray = replace(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)), values={"orphanedSeconds": 9.0})
     assert "nothing is started again" in advise(stray).words
-    assert advise(stray).commands[0] == "ps --ppid 42"
+    assert advise(stray).commands[0] == "cat /proc/42/task/*/children"
 
 
 def test_a_parent_in_a_pod_ends_with_its_pod_and_another_by_signal() -> None:
