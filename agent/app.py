@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from agent.clock import Clock
@@ -10,18 +11,23 @@ from agent.detectors.container_runtime import ContainerRuntimeDetector
 from agent.detectors.containerd_shim import ContainerdShimDetector
 from agent.detectors.defunct_processes import DefunctProcessesDetector
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector
+from agent.detectors.kubelet_pleg import SPACING, KubeletPlegDetector
 from agent.host.bundles import Bundles
 from agent.host.cgroups import Cgroups
 from agent.host.conntrack import Conntrack
 from agent.host.dns import Dns
 from agent.host.inventory import InventorySense
 from agent.host.kubelet import place
+from agent.host.kubelet_calls import KubeletCalls
 from agent.host.listeners import Listeners
 from agent.host.namespaces import Namespaces
+from agent.host.pleg import PlegSense
+from agent.host.pod_book import PodBook
+from agent.host.pod_list import read_pods
 from agent.host.pods import Pods
 from agent.host.procfs import Process, Procfs
 from agent.host.shims import ShimSense
-from agent.model import CannotSeeError, Detector, ProcessId
+from agent.model import CannotSeeError, Detector, Meter, ProcessId
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
 from agent.settings import DetectorsSettings, Loaded, Settings, node_name
@@ -33,29 +39,32 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
     ConntrackDnsDetector,
     KubeletHealthzDetector,
     ContainerRuntimeDetector,
+    KubeletPlegDetector,
 )
+METER_CLASSES: tuple[type[Meter], ...] = (KubeletCalls,)
 KUBELET_DIR = Path("/var/lib/kubelet")
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The connected parts: the detectors, a runner for each, and the board they write on."""
+    """The connected parts: the detectors, a runner for each, the board they write on, and who counts for itself."""
 
     board: Board
     detectors: tuple[Detector, ...]
     runners: tuple[Runner, ...]
+    meters: tuple[Meter, ...] = ()
 
 
 class Senses:
     """The senses that are shared, each set by those of one flow: the detectors, or the remedies."""
 
-    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+    def __init__(self, loaded: Loaded, clock: Clock, book: PodBook | None = None) -> None:
         settings = loaded.settings
         self.procfs = Procfs(settings.host.proc)
         self.cgroups = Cgroups(settings.host.sys)
         self.namespaces = Namespaces(settings.host.proc)
         self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces)
-        self.pods = Pods(self.bundles, self.procfs)
+        self.pods = Pods(self.bundles, self.procfs, book)
         self.shims = ShimSense(clock)
         self.listeners = Listeners(settings.host.proc)
 
@@ -103,14 +112,40 @@ def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES)
     """Connect the detectors of these names that the settings enable; nothing is started."""
     settings = loaded.settings
     board = Board(node_name(settings), clock)
-    makers = _makers(loaded, clock)
+    kubelet = _kubelet(settings, clock)
+    book = kubelet.book if kubelet else None
+    makers = _makers(loaded, clock, kubelet)
     detectors = tuple(makers[name]() for name in names if name in enabled(settings))
-    runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock) for each in detectors)
-    return Agent(board, detectors, runners)
+    identify = book.identify if book else None
+    runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock, identify) for each in detectors)
+    return Agent(board, detectors, runners, (kubelet.calls,) if kubelet else ())
 
 
-def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]]:
-    settings, senses = loaded.settings, Senses(loaded, clock)
+@dataclass(frozen=True, slots=True)
+class _Kubelet:
+    """What is made of the kubelet's API."""
+
+    calls: KubeletCalls
+    book: PodBook
+    pleg: PlegSense
+
+
+def _kubelet(settings: Settings, clock: Clock) -> _Kubelet | None:
+    """Return what asks the kubelet's API, if it is to be asked."""
+    kubelet = settings.kubelet
+    if not kubelet.api_url:
+        return None
+    from agent.host.kubelet_api import Access, KubeletApi  # noqa: PLC0415 - without it, the memory of ssl is not spent
+
+    trust = kubelet.ca_file or str(KUBELET_DIR / "pki" / "kubelet.crt")
+    calls = KubeletCalls(clock)
+    api = KubeletApi(Access(kubelet.api_url, kubelet.token_file, trust, kubelet.insecure_skip_verify), calls, clock)
+    book = PodBook(partial(read_pods, api, kubelet.pod_labels), clock)
+    return _Kubelet(calls, book, PlegSense(api, clock, SPACING * settings.detectors.kubelet_pleg.period_seconds))
+
+
+def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Mapping[str, Callable[[], Detector]]:
+    settings, senses = loaded.settings, Senses(loaded, clock, kubelet.book if kubelet else None)
     containerd_process = senses.service("containerd", lambda: senses.listeners.unix(settings.containerd.address))
     kubelet_process = senses.service("kubelet", lambda: senses.listeners.tcp(*place(settings.kubelet.healthz_url)))
     detectors = settings.detectors
@@ -171,5 +206,11 @@ def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]
             containerd_process=containerd_process,
             process_age=senses.procfs.age_seconds,
             boot_id=senses.procfs.boot_id,
+        ),
+        "kubelet_pleg": lambda: KubeletPlegDetector(
+            detectors.kubelet_pleg,
+            kubelet.pleg if kubelet else None,
+            settings.kubelet.api_url.rstrip("/"),
+            senses.procfs.boot_id,
         ),
     }
