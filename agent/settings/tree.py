@@ -57,7 +57,11 @@ class HttpSettings:
     """The page a Prometheus scrapes and the kubelet's probes ask."""
 
     listen: str = setting(
-        "127.0.0.1:9797", "host:port of /metrics, /livez, /readyz and the status page", check=listen_problem
+        "127.0.0.1:9797",
+        "host:port of /metrics, /livez, /readyz and the status page; $NODE_IP as the host is the address in that "
+        "environment variable",
+        check=listen_problem,
+        node_ip=True,
     )
 
 
@@ -88,11 +92,13 @@ class GrpcSettings:
 
     listen: str = setting(
         GRPC_SOCKET,
-        "unix:PATH, for root and the agent's own user; or host:port, for the callers below; empty: no API is served. "
+        "unix:PATH, for root and the agent's own user; or host:port ($NODE_IP:9798 too), for the callers below; empty: "
+        "no API is served. "
         "If set here, it must be possible to serve there; where it is only the default, the agent does without if it "
         "may not write there",
         check=grpc_listen_problem,
         presence=True,
+        node_ip=True,
     )
     tls: TlsSettings = table(TlsSettings, "certificates on both sides, for host:port")
     callers: tuple[CallerSettings, ...] = setting((), "who may call over TCP, and for which actions")
@@ -131,9 +137,10 @@ class KubeletSettings:
     )
     api_url: str = setting(
         "",
-        "this node's kubelet's own API, such as https://10.0.0.7:10250, for owner, QoS class and labels of a finding's "
+        "this node's kubelet's own API, such as https://$NODE_IP:10250, for owner, QoS class and labels of a finding's "
         "pod, and for PLEG; empty: it is not asked",
         check=api_url_problem,
+        node_ip=True,
     )
     token_file: str = setting(
         "",
