@@ -13,7 +13,7 @@ NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run demo test unit lint format proto proto-release docs bench setup lab-packages node-packages image wheels lock clean
+.PHONY: run demo test unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -63,6 +63,10 @@ proto-release: node-packages
 ## docs: generate docs/actions.md, conditions.md, metrics.md and settings.md from the code
 docs: setup
 	@$(BIN)/python -m tools.generate_docs docs
+
+## monitoring: generate deploy/prometheus, deploy/grafana and docs/alerts.md from the code
+monitoring: setup
+	@$(BIN)/python -m tools.generate_monitoring .
 
 ## bench: the budgets, each against something run beside it
 bench: setup-test lab-packages
