@@ -14,7 +14,8 @@ from agent.detectors.kubelet_healthz import KubeletHealthzSettings
 from agent.host.dns import name_problem, servers_problem
 from agent.host.kubelet import url_problem
 from agent.schema import Rule, rule_of, setting, table
-from agent.settings.values import (
+from agent.values import (
+    GRPC_SOCKET,
     actions_problem,
     file_problem,
     grpc_listen_problem,
@@ -26,8 +27,6 @@ from agent.settings.values import (
     socket_problem,
     unbuilt,
 )
-
-GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
 
 
 @dataclass(frozen=True, slots=True)
