@@ -283,6 +283,7 @@ def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "OPENING_SECONDS", 1.0)
+    before = descriptors()
     may_end = threading.Event()
     inside = Inside(folder, echo)
 
@@ -304,6 +305,7 @@ def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
         keeper.stop(0.0)
         may_end.set()  # it comes when all is over
         wait_until(lambda: inside.address and not list(folder.iterdir()), 5, "nothing is left of it")
+    wait_until(lambda: descriptors() <= before, 5, "nor a descriptor")
 
 
 # -- what is passed on
