@@ -15,7 +15,8 @@ from agent.detectors.kubelet_pleg import KubeletPlegSettings
 from agent.host.dns import name_problem, servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
-from agent.settings.values import (
+from agent.values import (
+    GRPC_SOCKET,
     actions_problem,
     api_server_problem,
     file_problem,
@@ -28,8 +29,6 @@ from agent.settings.values import (
     path_problem,
     socket_problem,
 )
-
-GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
 
 
 @dataclass(frozen=True, slots=True)
