@@ -16,7 +16,8 @@ from agent.host.dns_conversation import name_problem
 from agent.host.dns_servers import servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
-from agent.settings.values import (
+from agent.values import (
+    GRPC_SOCKET,
     actions_problem,
     api_server_problem,
     file_problem,
@@ -29,8 +30,6 @@ from agent.settings.values import (
     path_problem,
     socket_problem,
 )
-
-GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
 
 
 @dataclass(frozen=True, slots=True)
