@@ -50,6 +50,7 @@ class RunningPod:
         self._cgroup = pod_cgroup(manifest.pod, self.who.uid)
         self._dir = PODS / self.who.uid
         self._logs = _LOGS / f"{namespace}_{name}_{self.who.uid}"
+        self._volumes: dict[str, tuple[Path, bool]] = {}
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -71,6 +72,11 @@ class RunningPod:
     def process(self) -> Process:
         """The container's first process."""
         return identify(int((_TASKS / self.container_id / "init.pid").read_text()))
+
+    def volume_at(self, mount_path: str) -> Path:
+        """Return where on the node that is which the container sees at a mount's path."""
+        name = next(e["name"] for e in self.manifest.container["volumeMounts"] if e["mountPath"] == mount_path)
+        return self._volumes[name][0]
 
     def log(self) -> str:
         """Return what the container has written, without what the runtime puts before each line."""
@@ -134,14 +140,14 @@ class RunningPod:
         undo.callback(shutil.rmtree, self._dir, ignore_errors=True)
         undo.callback(shutil.rmtree, self._logs, ignore_errors=True)
         undo.callback(volumes.unmount)
-        made = {volume["name"]: volumes.make(volume) for volume in spec.get("volumes", ())}
+        self._volumes = {volume["name"]: volumes.make(volume) for volume in spec.get("volumes", ())}
         self._logs.mkdir(parents=True)
         self._make_cgroup(undo)
         sandbox = sandbox_config(self.manifest, self.who, self._logs)
         sandbox_id = self._cri.call("RunPodSandbox", config=sandbox).pod_sandbox_id
         undo.callback(self._remove, sandbox_id)
         for container in (*spec.get("initContainers", ()), *spec["containers"]):
-            config = container_config(spec, container, self.who, made, self._own_mounts(container["name"]))
+            config = container_config(spec, container, self.who, self._volumes, self._own_mounts(container["name"]))
             created = self._cri.call(
                 "CreateContainer", pod_sandbox_id=sandbox_id, config=config, sandbox_config=sandbox
             )
