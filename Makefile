@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 iptables libc6-dev procps prometheus prometheus-node-exporter runc util-linux
+IMAGE_PACKAGES := buildah debootstrap
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agent/__init__.py)
+# The image's base in a registry, with its digest; empty: Debian's own packages, by debootstrap.
+BASE ?=
 # Node may have come from elsewhere, as newer ones do; Debian's npm does not go with those, and is not needed then.
 NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run demo test unit lint format proto proto-release docs bench setup lab-packages node-packages clean
+.PHONY: run demo test unit lint format proto proto-release docs bench setup lab-packages node-packages image wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -63,6 +67,19 @@ docs: setup
 ## bench: the budgets, each against something run beside it
 bench: setup-test lab-packages
 	@$(BIN)/python -m tests.bench
+
+## image: build the image into build/nodediag.tar, an OCI archive; BASE=NAME@sha256:... takes a base from a registry
+image: wheels
+	@tools/debian-packages $(IMAGE_PACKAGES)
+	@tools/image/build $(VERSION) build/nodediag.tar $(BASE)
+
+## wheels: download the locked wheels that the image is made of
+wheels: setup
+	@tools/image/wheels $(BIN)/pip build/wheels
+
+## lock: choose the versions in the image, with their hashes; needs the package registry
+lock: setup-lint
+	@tools/lock $(BIN)/uv
 
 setup:
 	@tools/setup $(PYTHON) $(VENV)
