@@ -8,19 +8,26 @@ a node, pids mean the same to the lab and to what it starts, and the end of pid 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from . import cgroups
+from .netns import Node
 from .processes import Process, children_of, kill
+
+T = TypeVar("T")
 
 INSIDE = "NODEDIAG_LAB_WHOLE_NODE"
 """Set in the environment of what runs inside, to the node's folder on the machine's disk."""
@@ -29,6 +36,7 @@ MACHINE_NETWORK = "NODEDIAG_LAB_MACHINE_NETWORK"
 NAMESERVER = "10.96.0.10"
 ADDRESS = "192.0.2.10"
 
+_CLONE_NEWNET = 0x40000000
 _FRESH = ("/run", "/var/lib", "/var/log")
 """Where the node has a file system of its own, in memory."""
 _ON_DISK = "/var/lib/containerd"
@@ -46,6 +54,40 @@ while True:
 def is_inside() -> bool:
     """Tell whether this process runs in a whole node."""
     return INSIDE in os.environ
+
+
+def in_machine_network(function: Callable[[], T]) -> T:
+    """Call a function in the network namespace of the machine, in a thread of its own, and return what it returns.
+
+    Outside of a whole node that is where we are anyway.
+    """
+    if not is_inside():
+        return function()
+    outcome: list[T] = []
+
+    def call() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(int(os.environ[MACHINE_NETWORK]), _CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        outcome.append(function())
+
+    thread = threading.Thread(target=call, name="lab-machine")
+    thread.start()
+    thread.join()
+    return outcome[0]
+
+
+class ThisNode(Node):
+    """The whole node we are in, for the faults that want a `Node`: nothing has to be entered."""
+
+    def command(self, *argv: str) -> list[str]:
+        """Return the command line as it is."""
+        return list(argv)
+
+    def make_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Make a socket here."""
+        return socket.socket(family, kind, protocol)
 
 
 class WholeNode:
