@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from agent.clock import Clock
@@ -16,12 +17,15 @@ from agent.host.conntrack import Conntrack
 from agent.host.dns import Dns
 from agent.host.inventory import InventorySense
 from agent.host.kubelet import place
+from agent.host.kubelet_calls import KubeletCalls
 from agent.host.listeners import Listeners
 from agent.host.namespaces import Namespaces
+from agent.host.pod_book import PodBook
+from agent.host.pod_list import read_pods
 from agent.host.pods import Pods
 from agent.host.procfs import Process, Procfs
 from agent.host.shims import ShimSense
-from agent.model import CannotSeeError, Detector, ProcessId
+from agent.model import CannotSeeError, Detector, Meter, ProcessId
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
 from agent.settings import DetectorsSettings, Loaded, Settings, node_name
@@ -34,28 +38,30 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
     KubeletHealthzDetector,
     ContainerRuntimeDetector,
 )
+METER_CLASSES: tuple[type[Meter], ...] = (KubeletCalls,)
 KUBELET_DIR = Path("/var/lib/kubelet")
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The connected parts: the detectors, a runner for each, and the board they write on."""
+    """The connected parts: the detectors, a runner for each, the board they write on, and who counts for itself."""
 
     board: Board
     detectors: tuple[Detector, ...]
     runners: tuple[Runner, ...]
+    meters: tuple[Meter, ...] = ()
 
 
 class Senses:
     """The senses that are shared, each set by those of one flow: the detectors, or the remedies."""
 
-    def __init__(self, loaded: Loaded, clock: Clock) -> None:
+    def __init__(self, loaded: Loaded, clock: Clock, book: PodBook | None = None) -> None:
         settings = loaded.settings
         self.procfs = Procfs(settings.host.proc)
         self.cgroups = Cgroups(settings.host.sys)
         self.namespaces = Namespaces(settings.host.proc)
         self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces)
-        self.pods = Pods(self.bundles, self.procfs)
+        self.pods = Pods(self.bundles, self.procfs, book)
         self.shims = ShimSense(clock)
         self.listeners = Listeners(settings.host.proc)
 
@@ -103,14 +109,38 @@ def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES)
     """Connect the detectors of these names that the settings enable; nothing is started."""
     settings = loaded.settings
     board = Board(node_name(settings), clock)
-    makers = _makers(loaded, clock)
+    kubelet = _kubelet(settings, clock)
+    book = kubelet.book if kubelet else None
+    makers = _makers(loaded, clock, book)
     detectors = tuple(makers[name]() for name in names if name in enabled(settings))
-    runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock) for each in detectors)
-    return Agent(board, detectors, runners)
+    identify = book.identify if book else None
+    runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock, identify) for each in detectors)
+    return Agent(board, detectors, runners, (kubelet.calls,) if kubelet else ())
 
 
-def _makers(loaded: Loaded, clock: Clock) -> Mapping[str, Callable[[], Detector]]:
-    settings, senses = loaded.settings, Senses(loaded, clock)
+@dataclass(frozen=True, slots=True)
+class _Kubelet:
+    """What is made of the kubelet's API."""
+
+    calls: KubeletCalls
+    book: PodBook
+
+
+def _kubelet(settings: Settings, clock: Clock) -> _Kubelet | None:
+    """Return what asks the kubelet's API, if it is to be asked."""
+    kubelet = settings.kubelet
+    if not kubelet.api_url:
+        return None
+    from agent.host.kubelet_api import Access, KubeletApi  # noqa: PLC0415 - without it, the memory of ssl is not spent
+
+    trust = kubelet.ca_file or str(KUBELET_DIR / "pki" / "kubelet.crt")
+    calls = KubeletCalls(clock)
+    api = KubeletApi(Access(kubelet.api_url, kubelet.token_file, trust, kubelet.insecure_skip_verify), calls, clock)
+    return _Kubelet(calls, PodBook(partial(read_pods, api, kubelet.pod_labels), clock))
+
+
+def _makers(loaded: Loaded, clock: Clock, book: PodBook | None) -> Mapping[str, Callable[[], Detector]]:
+    settings, senses = loaded.settings, Senses(loaded, clock, book)
     containerd_process = senses.service("containerd", lambda: senses.listeners.unix(settings.containerd.address))
     kubelet_process = senses.service("kubelet", lambda: senses.listeners.tcp(*place(settings.kubelet.healthz_url)))
     detectors = settings.detectors

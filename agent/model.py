@@ -4,7 +4,7 @@ Frozen values and protocols only; nothing here reads a host or a clock. Imports 
 standard library alone, so that every room of the house can share these words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -81,12 +81,21 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class PodRef:
-    """Whose container it is, as far as it could be learnt."""
+    """Whose container it is, as far as it could be learnt.
+
+    What comes after `container` is only known to the kubelet's API: `owner` is the controller as `Kind/name`,
+    `qos_class` one of Kubernetes' three, `node_critical` is None if nobody told, and `labels` has the (name, value)
+    of those the settings choose, sorted.
+    """
 
     namespace: str
     name: str
     uid: str = ""
     container: str = ""
+    owner: str = ""
+    qos_class: str = ""
+    node_critical: bool | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         """`namespace/name` or `namespace/name (container)`."""
@@ -160,6 +169,15 @@ class Sample:
     name: str
     value: float
     labels: tuple[str, ...] = ()
+
+
+class Meter(Protocol):
+    """A part that counts for itself, beside the detectors; its metrics exist only while the part does."""
+
+    metrics: ClassVar[tuple[Metric, ...]]
+
+    def samples(self) -> Iterable[Sample]:
+        """Return how they stand: of a counter all there was since the start. Called at each scrape, by any thread."""
 
 
 @dataclass(frozen=True, slots=True)

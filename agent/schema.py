@@ -14,6 +14,7 @@ class Rule:
     """What a setting means and what it may be. `check` returns what is wrong with a value, or None.
 
     `presence`: to set it at all, be it to its default, says that what it names is there on this node.
+    `node_ip`: in its text, `$NODE_IP` stands for the node's own address, from the environment.
     """
 
     meaning: str
@@ -21,6 +22,7 @@ class Rule:
     maximum: float | None = None
     check: Callable[[Any], str | None] | None = None
     presence: bool = False
+    node_ip: bool = False
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:  # noqa: ANN401 - stands where a default stands

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.act_flow import REMEDY_CLASSES
 from agent.acts import REFUSAL_CODES, REFUSALS, RefusalReason
-from agent.app import DETECTOR_CLASSES
+from agent.app import DETECTOR_CLASSES, METER_CLASSES
 from agent.cli.config import as_yaml
 from agent.exporters.metrics import OWN, PREFIX
 from agent.model import Action
@@ -71,7 +71,8 @@ def conditions() -> Iterator[str]:
 def metrics() -> Iterator[str]:
     """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    for metric in (*OWN, *(metric for detector in DETECTOR_CLASSES for metric in detector.metrics)):
+    declared = (metric for part in (*DETECTOR_CLASSES, *METER_CLASSES) for metric in part.metrics)
+    for metric in (*OWN, *declared):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")

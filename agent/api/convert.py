@@ -108,6 +108,10 @@ def pod(seen: model.PodRef) -> pb.PodRef:
         name=encodable(seen.name),
         uid=encodable(seen.uid),
         container=encodable(seen.container),
+        owner=encodable(seen.owner),
+        qos_class=encodable(seen.qos_class),
+        node_critical=seen.node_critical,
+        labels={encodable(name): encodable(value) for name, value in seen.labels},
     )
 
 

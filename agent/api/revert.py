@@ -104,7 +104,16 @@ def target(sent: pb.Target) -> model.Target:
 
 def pod(sent: pb.PodRef) -> model.PodRef:
     """Read whose it is."""
-    return model.PodRef(sent.namespace, sent.name, sent.uid, sent.container)
+    return model.PodRef(
+        namespace=sent.namespace,
+        name=sent.name,
+        uid=sent.uid,
+        container=sent.container,
+        owner=sent.owner,
+        qos_class=sent.qos_class,
+        node_critical=sent.node_critical if sent.HasField("node_critical") else None,
+        labels=tuple(sorted(sent.labels.items())),
+    )
 
 
 def value(sent: pb.Measurement) -> model.Value:

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 def add_config(parser: argparse._ActionsContainer) -> None:
     """Add `--config FILE`."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings file; without it every default holds")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings file, or a folder of files *.yaml that add up; without it every default holds",
+    )
 
 
 def add_endpoint(parser: argparse.ArgumentParser) -> None:

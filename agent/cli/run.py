@@ -83,7 +83,7 @@ class Supervisor:
         self._agent = app.build(loaded, clock)
         self._acting = _act_flow(loaded, clock, self._agent)
         tally = self._acting.engine.tally if self._acting else dict
-        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally)
+        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, self._agent.meters)
         site = Site(self._agent.board, self._alive, metrics.expose)
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from agent.exporters.advice import Advice, advise
 from agent.exporters.printable import printable
 from agent.exporters.wording import ago, duration, measured, moment, short_id
-from agent.model import ActiveFinding, Condition, DetectorState, DetectorStatus, Finding, NodeReport, Status, Target
+from agent.model import (
+    ActiveFinding,
+    Condition,
+    DetectorState,
+    DetectorStatus,
+    Finding,
+    NodeReport,
+    PodRef,
+    Status,
+    Target,
+)
 
 MAX_MESSAGE = 1024
 DETAILED = 10
@@ -127,7 +137,17 @@ def _whose(finding: Finding) -> Iterator[tuple[str, str]]:
     if pod is not None:
         container = f", container {_safe(pod.container)}" if pod.container else ""
         yield "pod", f"{_safe(pod.namespace)}/{_safe(pod.name)}{container}"
+        yield from _workload(pod)
     yield from _identity(target)
+
+
+def _workload(pod: PodRef) -> Iterator[tuple[str, str]]:
+    """What the kubelet's API told, and a person wants to know before anything is killed."""
+    facts = [_safe(pod.owner), _safe(pod.qos_class), "node-critical" if pod.node_critical else ""]
+    if any(facts):
+        yield "workload", ", ".join(fact for fact in facts if fact)
+    if pod.labels:
+        yield "labels", ", ".join(f"{_safe(name)}={_safe(value)}" for name, value in pod.labels)
 
 
 def _identity(target: Target) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from agent.acts import Outcome
 from agent.clock import Clock
 from agent.exporters.printable import printable
 from agent.exporters.samples import MAX_LABEL, MAX_SERIES, Labels, Samples, Total
-from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Metric, MetricKind, Status
+from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Meter, Metric, MetricKind, Status
 from agent.pipeline.board import Board, Entry
 
 PREFIX = "nodediag_"
@@ -101,8 +101,8 @@ _FINE = frozenset({DetectorState.OK, DetectorState.NOT_APPLICABLE})
 class Metrics(Collector):
     """Collector and exposition for one board. Subscribes to it and owns its registry: no global state.
 
-    `remediations` tells how many had each outcome. Raises ValueError if what the detectors declare is wrong or
-    contradictory.
+    `remediations` tells how many had each outcome, `meters` are the parts that count for themselves. Raises ValueError
+    if what the detectors declare is wrong or contradictory.
     """
 
     def __init__(
@@ -112,13 +112,15 @@ class Metrics(Collector):
         detectors: Sequence[Detector],
         version: str,
         remediations: Callable[[], Mapping[tuple[Action, Outcome], int]] = dict,
+        meters: Sequence[Meter] = (),
     ) -> None:
         self._board = board
         self._clock = clock
         self._version = version
         self._remediations = remediations
+        self._meters = meters
         self._reasons = {kind: tuple(reasons) for d in detectors for kind, reasons in d.conditions.items()}
-        self._samples = Samples(detectors, _OWN)
+        self._samples = Samples(detectors, [*_OWN, *(metric.name for meter in meters for metric in meter.metrics)])
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -145,6 +147,8 @@ class Metrics(Collector):
             yield _total_family(self._samples.declared[name], totals)
         for name, values in self._samples.gauges(entries).items():
             yield _gauge(self._samples.declared[name], values)
+        for meter in self._meters:
+            yield from _meter_families(meter)
 
     def _condition_families(self, entries: Iterable[Entry]) -> Iterator[Family]:
         states: dict[Labels, float] = {}
@@ -195,6 +199,20 @@ def _counter(name: str, values: Mapping[Labels, float]) -> Family:
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family
+
+
+def _meter_families(meter: Meter) -> Iterator[Family]:
+    found: dict[str, dict[Labels, float]] = {metric.name: {} for metric in meter.metrics}
+    for sample in meter.samples():
+        series = found[sample.name]
+        if len(series) < MAX_SERIES:
+            series[tuple(printable(label, MAX_LABEL) for label in sample.labels)] = sample.value
+    for metric in meter.metrics:
+        family = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
+        told = family(PREFIX + metric.name, metric.help, labels=metric.labels)
+        for labels, value in found[metric.name].items():
+            told.add_metric(labels, value)
+        yield told
 
 
 def _total_family(metric: Metric, totals: Mapping[Labels, Total]) -> Family:

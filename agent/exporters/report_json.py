@@ -64,14 +64,19 @@ def target_json(target: Target) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value not in {None, ""}}
 
 
-def _pod(pod: PodRef | None) -> dict[str, str] | None:
+def _pod(pod: PodRef | None) -> dict[str, Any] | None:
+    """What only the kubelet's API tells is left out where it was not learnt."""
     if pod is None:
         return None
+    told: dict[str, Any] = {"owner": encodable(pod.owner), "qosClass": encodable(pod.qos_class)}
+    told["nodeCritical"] = pod.node_critical
+    told["labels"] = {encodable(name): encodable(value) for name, value in pod.labels}
     return {
         "namespace": encodable(pod.namespace),
         "name": encodable(pod.name),
         "uid": encodable(pod.uid),
         "container": encodable(pod.container),
+        **{key: value for key, value in told.items() if value not in (None, "", {})},
     }
 
 

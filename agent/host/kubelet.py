@@ -18,6 +18,9 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
 MAX_FAILING_CHECKS = 16
 MAX_CHECK_NAME = 64
+HTTP_PORT = 80
+API_PORT = 10250
+"""Where a kubelet serves its API (KubeletConfiguration, port)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,28 @@ def url_problem(url: str) -> str | None:
     return None
 
 
+def api_url_problem(url: str) -> str | None:
+    """Return why the kubelet's API cannot be asked at this URL, or None; empty: it is not to be asked."""
+    try:
+        if url:
+            api_peer(url)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def api_peer(url: str) -> Peer:
+    """Return whom the URL of the kubelet's API names. Raises ValueError."""
+    parts = urlsplit(url) if url.isascii() and url.isprintable() and " " not in url else urlsplit("")
+    if parts.scheme != "https" or not parts.hostname or parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must be an https:// URL without credentials, such as https://10.0.0.7:10250")
+    if parts.path not in ("", "/"):
+        raise ValueError(
+            "must be without a path, such as https://10.0.0.7:10250: the agent asks for /pods and /metrics"
+        )
+    return _peer(parts, API_PORT)
+
+
 def is_loopback(url: str) -> bool:
     """Whether a healthz URL points at this host, so that it depends on whose network we are in."""
     host = urlsplit(url).hostname or ""
@@ -57,7 +82,7 @@ def place(url: str) -> tuple[str, int]:
     """Return the IP address and port of a healthz URL, as it is asked."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    return ("127.0.0.1" if host == "localhost" else host), parts.port or 80
+    return ("127.0.0.1" if host == "localhost" else host), parts.port or HTTP_PORT
 
 
 def failing_checks(body: bytes) -> tuple[str, ...]:
@@ -119,16 +144,16 @@ def _request(url: str) -> tuple[Peer, h11.Request]:
     headers = [("Host", parts.netloc), ("User-Agent", "nodediag"), ("Accept", "*/*"), ("Connection", "close")]
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
-        return _peer(parts), h11.Request(method="GET", target=target, headers=headers)
+        return _peer(parts, HTTP_PORT), h11.Request(method="GET", target=target, headers=headers)
     except h11.LocalProtocolError as error:
         raise ValueError(f"cannot be asked for: {error}") from None
 
 
-def _peer(parts: SplitResult) -> Peer:
+def _peer(parts: SplitResult, usual_port: int) -> Peer:
     """Return the address in a URL; a name is not resolved, since a resolver may hang. Raises ValueError."""
     host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
     try:
-        found = socket.getaddrinfo(host, parts.port or 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = socket.getaddrinfo(host, parts.port or usual_port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except OSError:
         raise ValueError("must have an IP address or localhost as its host: no name is resolved") from None
     family, _, _, _, address = found[0]

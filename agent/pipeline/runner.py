@@ -9,7 +9,8 @@ status and go no further.
 import logging
 import random
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from agent.clock import Clock
 from agent.model import (
@@ -19,6 +20,7 @@ from agent.model import (
     Detector,
     DetectorState,
     DetectorStatus,
+    Finding,
     NotApplicableError,
     Status,
 )
@@ -81,12 +83,23 @@ class _Wish:
 
 
 class Runner:
-    """Period, jitter, deadline and isolation for one detector."""
+    """Period, jitter, deadline and isolation for one detector.
 
-    def __init__(self, detector: Detector, settings: DetectorSettings, board: Board, clock: Clock) -> None:
+    `identify` returns a finding with all that is known now of whose it is, and waits for nothing to become known.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        settings: DetectorSettings,
+        board: Board,
+        clock: Clock,
+        identify: Callable[[Finding], Finding] | None = None,
+    ) -> None:
         self.name = detector.name
         self._detector = detector
         self._settings = settings
+        self._identify = identify
         self._board = board
         self._clock = clock
         self._stop = threading.Event()
@@ -179,7 +192,17 @@ class Runner:
             return _Outcome(None, DetectorState.FAILED, str(blind), REASON_CANNOT_SEE)
         except Exception as error:  # noqa: BLE001 - isolation: a detector may fail in any way
             return self._failed(f"{type(error).__name__}: {error}", error)
-        return _Outcome(result)
+        return _Outcome(self._identified(result))
+
+    def _identified(self, result: CheckResult) -> CheckResult:
+        """Whoever cannot say more about the findings leaves them as they are."""
+        if self._identify is None or not result.findings:
+            return result
+        try:
+            return replace(result, findings=tuple(map(self._identify, result.findings)))
+        except Exception:
+            log.exception("findings could not be identified further", extra={"detector": self.name})
+            return result
 
     def _failed(self, message: str, error: Exception | None = None) -> _Outcome:
         """Note a failure nobody foresaw; logged with its traceback once, not at every look."""

@@ -1,4 +1,4 @@
-"""Reads the settings file.
+"""Reads the settings file, or the files of a folder, which add up.
 
 The file is checked as YAML nodes, before any value is made of them: a node still knows its line and
 how it was written, so that a mistake can be told as the user sees it, and nothing passes for
@@ -7,8 +7,9 @@ something else (`yes` for a text, `1:30` for ninety, `010` for eight).
 
 import difflib
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -16,10 +17,12 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from agent.schema import Rule, rule_of
+from agent.settings.node_ip import expanded
 from agent.settings.sanity import contradictions
 from agent.settings.tree import Settings, describe
 
 MAX_FILE_BYTES = 1 << 20
+MAX_FILES = 64
 MAX_DEPTH = 16
 MAX_SHOWN = 40
 """Characters of a value, or of a key, that are repeated to the user."""
@@ -56,21 +59,39 @@ class Loaded:
         return path in self.explicit
 
 
-def load(path: Path | None) -> Loaded:
-    """Read and check the settings file; None gives the defaults.
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
+    """Read and check a settings file, or every `*.yaml` of a folder; None gives the defaults.
 
-    Raises SettingsError with every mistake found.
+    The files of a folder add up, and none may set what another has set: so parts that are switched on one by one can
+    each bring their own. Raises SettingsError with every mistake found.
     """
     if path is None:
         return Loaded(Settings(), frozenset())
-    root = _compose(str(path), _read(path))
-    reader = _Reader()
-    settings = Settings() if root is None else reader.table(Settings(), root, "")
+    reader = _Reader(environ)
+    settings = Settings()
+    for file in _files(path):
+        reader.file = "" if file == path else f"{_printable(file.name)} "
+        root = _compose(str(file), _read(file))
+        settings = settings if root is None else reader.table(settings, root, "")
     if not reader.problems:
         reader.compare(settings)
     if reader.problems:
         raise SettingsError(str(path), reader.problems)
-    return Loaded(settings, frozenset(reader.lines))
+    return Loaded(settings, frozenset(reader.places))
+
+
+def _files(path: Path) -> list[Path]:
+    """The files to read, by name. Those that begin with a dot are somebody's own, such as a mounted ConfigMap's."""
+    if not path.is_dir():
+        return [path]
+    try:
+        found = sorted(each for each in path.iterdir() if each.suffix == ".yaml" and not each.name.startswith("."))
+    except OSError as error:
+        raise SettingsError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    if not 0 < len(found) <= MAX_FILES:
+        have = "has no file named *.yaml" if not found else f"has more than {MAX_FILES} files named *.yaml"
+        raise SettingsError(str(path), [f"{have}; name a settings file, or a folder of them"])
+    return found
 
 
 def _read(path: Path) -> str:
@@ -126,11 +147,14 @@ class _RefusedError(ValueError):
 
 
 class _Reader:
-    """Lays what the nodes say over the defaults; gathers the mistakes, and the line of every setting."""
+    """Lays what the nodes say over the defaults; gathers the mistakes, and where every setting was set."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self.problems: list[str] = []
-        self.lines: dict[str, int] = {}
+        self.places: dict[str, str] = {}
+        self.file = ""
+        """What is said before `line N`, where there are several files."""
+        self._environ = environ
 
     def table(self, defaults: Any, node: yaml.Node, path: str) -> Any:  # noqa: ANN401 - any table
         """Return the table with what the node sets; an empty node sets nothing."""
@@ -155,7 +179,7 @@ class _Reader:
     def compare(self, settings: Settings) -> None:
         """Gather what does not go together."""
         for path, problem in contradictions(settings):
-            where = f"line {self.lines[path]}: " if path in self.lines else ""
+            where = f"{self.places[path]}: " if path in self.places else ""
             self.problems.append(f"{where}{path}: {problem}")
 
     def _entries(self, node: yaml.MappingNode, path: str) -> Iterator[tuple[str, yaml.Node]]:
@@ -171,8 +195,13 @@ class _Reader:
 
     def _setting(self, key: str, node: yaml.Node, path: str, kind: Any, rule: Rule) -> dict[str, Any]:  # noqa: ANN401
         """Return the setting by its key, or nothing if it was refused."""
+        if path in self.places:
+            self._refuse(node, path, f"is set twice, first in {self.places[path]}")
+            return {}
         try:
-            value = self._list(node, path, kind) if get_args(kind) else _scalar(node, kind)
+            value: Any = self._list(node, path, kind) if get_args(kind) else _scalar(node, kind)
+            if rule.node_ip:
+                value = self._expanded(value)
         except _RefusedError as refused:
             self._refuse(node, path, str(refused))
             return {}
@@ -180,8 +209,14 @@ class _Reader:
         if wrong:
             self._refuse(node, path, f"{wrong}; it is {_shown(node)}")
             return {}
-        self.lines[path] = _line(node)
+        self.places[path] = self._place(node)
         return {key: value}
+
+    def _expanded(self, text: str) -> str:
+        try:
+            return expanded(text, self._environ)
+        except ValueError as error:
+            raise _RefusedError(str(error)) from None
 
     def _list(self, node: yaml.Node, path: str, kind: Any) -> tuple[Any, ...]:  # noqa: ANN401 - tuple[member, ...]
         if not isinstance(node, yaml.SequenceNode):
@@ -192,7 +227,10 @@ class _Reader:
         return tuple(_scalar(item, member) for item in node.value)
 
     def _refuse(self, node: yaml.Node, path: str, problem: str) -> None:
-        self.problems.append(f"line {_line(node)}: {path}{': ' if path else ''}{problem}")
+        self.problems.append(f"{self._place(node)}: {path}{': ' if path else ''}{problem}")
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self.file}line {_line(node)}"
 
 
 def _scalar(node: yaml.Node, kind: Any) -> Any:  # noqa: ANN401 - any annotation

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from agent.settings.tree import GrpcSettings, Settings
+from agent.settings.tree import GrpcSettings, KubeletSettings, Settings
 
 
 def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield (dotted path, what is wrong and what would be right)."""
     yield from _blind_detectors(settings)
     yield from _ways_in(settings.grpc)
+    yield from _kubelet_api(settings.kubelet)
     if settings.remediation.enabled and not settings.grpc.listen:
         yield "remediation.enabled", "must be false while grpc.listen is empty: nobody could ask for anything"
 
@@ -50,6 +51,19 @@ def _ways_in(grpc: GrpcSettings) -> Iterator[tuple[str, str]]:
     if not grpc.callers:
         yield "grpc.callers", "must name at least one caller to serve gRPC over TCP, or nobody could call"
     yield from _callers(grpc)
+
+
+def _kubelet_api(kubelet: KubeletSettings) -> Iterator[tuple[str, str]]:
+    """What is set for the kubelet's API must take effect, above all what is to make it safe."""
+    if not kubelet.api_url:
+        for name in ("token_file", "ca_file", "insecure_skip_verify", "pod_labels"):
+            if getattr(kubelet, name):
+                yield f"kubelet.{name}", "has no effect while kubelet.api_url is empty: leave it out, or set that"
+        return
+    if not kubelet.token_file:
+        yield "kubelet.token_file", "must be set to ask the kubelet's API (kubelet.api_url): nobody is let in without"
+    if kubelet.insecure_skip_verify and kubelet.ca_file:
+        yield "kubelet.ca_file", "has no effect while kubelet.insecure_skip_verify is true: leave one of them out"
 
 
 def _callers(grpc: GrpcSettings) -> Iterator[tuple[str, str]]:

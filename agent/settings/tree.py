@@ -12,19 +12,19 @@ from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
 from agent.host.dns import name_problem, servers_problem
-from agent.host.kubelet import url_problem
+from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
     actions_problem,
     file_problem,
     grpc_listen_problem,
     identity_problem,
+    labels_problem,
     listen_problem,
     namespaces_problem,
     node_name_problem,
     path_problem,
     socket_problem,
-    unbuilt,
 )
 
 GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
@@ -56,7 +56,11 @@ class HttpSettings:
     """The page a Prometheus scrapes and the kubelet's probes ask."""
 
     listen: str = setting(
-        "127.0.0.1:9797", "host:port of /metrics, /livez, /readyz and the status page", check=listen_problem
+        "127.0.0.1:9797",
+        "host:port of /metrics, /livez, /readyz and the status page; $NODE_IP as the host is the address in that "
+        "environment variable",
+        check=listen_problem,
+        node_ip=True,
     )
 
 
@@ -87,11 +91,13 @@ class GrpcSettings:
 
     listen: str = setting(
         GRPC_SOCKET,
-        "unix:PATH, for root and the agent's own user; or host:port, for the callers below; empty: no API is served. "
+        "unix:PATH, for root and the agent's own user; or host:port ($NODE_IP:9798 too), for the callers below; empty: "
+        "no API is served. "
         "If set here, it must be possible to serve there; where it is only the default, the agent does without if it "
         "may not write there",
         check=grpc_listen_problem,
         presence=True,
+        node_ip=True,
     )
     tls: TlsSettings = table(TlsSettings, "certificates on both sides, for host:port")
     callers: tuple[CallerSettings, ...] = setting((), "who may call over TCP, and for which actions")
@@ -129,14 +135,30 @@ class KubeletSettings:
         presence=True,
     )
     api_url: str = setting(
-        "", "the kubelet's own API on port 10250; not in this version", check=unbuilt("client of the kubelet's API", "")
+        "",
+        "this node's kubelet's own API, such as https://10.0.0.7:10250, for owner, QoS class and labels of a finding's "
+        "pod, and for PLEG; empty: it is not asked",
+        check=api_url_problem,
     )
-    token_file: str = setting("", "the token shown there", check=unbuilt("client of the kubelet's API", ""))
-    ca_file: str = setting("", "who signed its certificate", check=unbuilt("client of the kubelet's API", ""))
+    token_file: str = setting(
+        "",
+        "the token shown there, read anew for every request; never shown to a server not verified",
+        check=file_problem,
+    )
+    ca_file: str = setting(
+        "",
+        "what its certificate is compared with, PEM: that very certificate, or the authorities that signed it for the "
+        "address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
+        check=file_problem,
+    )
     insecure_skip_verify: bool = setting(
         default=False,
-        meaning="whether a certificate that cannot be verified will do",
-        check=unbuilt("client of the kubelet's API", default=False),
+        meaning="whether any certificate will do; then whoever holds the port gets the token",
+    )
+    pod_labels: tuple[str, ...] = setting(
+        (),
+        "names of the labels that are told of a finding's pod, such as [app.kubernetes.io/name]",
+        check=labels_problem,
     )
 
 

@@ -1,8 +1,6 @@
 """What single values may be. Each function returns what would be right, or None if the value is."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from agent.model import Action
 
@@ -19,6 +17,10 @@ SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/(?!\.{1,2}(/|$))[A-Za-z0-9
 """The SPIFFE standard, section 2: a trust domain, and a path of segments that are neither empty nor dots."""
 DNS_NAME = re.compile(r"([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 """Labels of RFC 1035; the last begins with a letter, or it might be an address."""
+
+MAX_LABELS = 16
+LABEL = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""A label's name: a DNS name and a slash, or neither, and up to 63 characters (Kubernetes' IsQualifiedName)."""
 
 
 def node_name_problem(name: str) -> str | None:
@@ -107,10 +109,10 @@ def namespaces_problem(names: tuple[str, ...]) -> str | None:
     return "must be names of containerd namespaces, at least one, such as [k8s.io]"
 
 
-def unbuilt(what: str, default: Any) -> Callable[[Any], str | None]:  # noqa: ANN401 - any setting
-    """Accept only the default: what this version cannot do is refused, not ignored."""
-
-    def problem(value: Any) -> str | None:  # noqa: ANN401 - any setting
-        return None if value == default else f"this version has no {what} yet: leave it out"
-
-    return problem
+def labels_problem(names: tuple[str, ...]) -> str | None:
+    """Names of Kubernetes labels, each once."""
+    if len(names) > MAX_LABELS:
+        return f"must be at most {MAX_LABELS} names: each is kept for every pod"
+    if all(LABEL.fullmatch(name) for name in names) and len(set(names)) == len(names):
+        return None
+    return "must be names of labels, each once, such as [app.kubernetes.io/name, team]"

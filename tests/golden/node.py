@@ -158,7 +158,7 @@ class Node:
     def scrape(self, monkeypatch: pytest.MonkeyPatch, netlink: NetlinkReader) -> str:
         """Look twice with every detector, once more where that left a doubt, and return what Prometheus then gets."""
         monkeypatch.setattr(app, "Conntrack", lambda proc: Conntrack(proc, netlink))
-        agent = app.build(self._settings(), self.clock)
+        agent = app.build(self.settings(), self.clock)
         metrics = Metrics(agent.board, self.clock, agent.detectors, "1.2.3")
         for runner in agent.runners:
             runner.look()
@@ -170,7 +170,8 @@ class Node:
                 runner.look()
         return metrics.expose()[0].decode()
 
-    def _settings(self) -> Loaded:
+    def settings(self) -> Loaded:
+        """Let kubelet, containerd and a DNS server answer, and return the settings by which they are found."""
         kubelet = self._answer(socket.create_server(("127.0.0.1", 0)), _healthz)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.sockets / "containerd"))

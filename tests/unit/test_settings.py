@@ -114,6 +114,7 @@ def value_at(settings: Any, path: str) -> Any:
         ("kubelet.healthz_url", "http://127.0.0.1:10248/healthz"),
         ("kubelet.api_url", ""),
         ("kubelet.insecure_skip_verify", False),
+        ("kubelet.pod_labels", ()),
         ("dns.servers", ()),
         ("dns.name", "kubernetes.default.svc.cluster.local"),
         ("dns.resolv_conf", "/etc/resolv.conf"),
@@ -341,20 +342,43 @@ def test_what_is_no_settings_file_is_refused_plainly(refused: Refuse, content: s
 def test_a_file_that_cannot_be_read_is_refused_plainly(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read: No such file or directory"):
         load(tmp_path / "missing.yaml")
-    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+    with pytest.raises(SettingsError, match=r"has no file named \*\.yaml; name a settings file, or a folder of them"):
         load(tmp_path)
 
 
+KUBELET_API = "api_url: 'https://10.0.0.7:10250', token_file: /token"
+
+
 @pytest.mark.parametrize(
-    ("text", "what"),
+    "text", [KUBELET_API, f"{KUBELET_API}, ca_file: /ca.crt, pod_labels: [team, app.kubernetes.io/name]"]
+)
+def test_the_kubelets_api_can_be_asked(loaded: Load, text: str) -> None:
+    assert loaded(f"kubelet: {{{text}}}").settings.kubelet.api_url == "https://10.0.0.7:10250"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "what"),
     [
-        ("kubelet: {api_url: 'https://127.0.0.1:10250'}", "client of the kubelet's API"),
-        ("kubelet: {insecure_skip_verify: true}", "client of the kubelet's API"),
+        ("api_url: 'http://10.0.0.7:10250', token_file: /t", "api_url", "must be an https:// URL without credentials"),
+        ("api_url: 'https://u:p@10.0.0.7', token_file: /t", "api_url", "must be an https:// URL without credentials"),
+        ("api_url: 'https://10.0.0.7/pods', token_file: /t", "api_url", "must be without a path"),
+        ("api_url: 'https://worker-3:10250', token_file: /t", "api_url", "no name is resolved"),
+        ("api_url: 'https://10.0.0.7:1025000', token_file: /t", "api_url", "Port out of range"),
+        ("api_url: 'https://10.0.0.7'", "token_file", "nobody is let in without"),
+        ("token_file: /token", "token_file", "has no effect while kubelet.api_url is empty"),
+        ("insecure_skip_verify: true", "insecure_skip_verify", "has no effect while kubelet.api_url is empty"),
+        (f"{KUBELET_API}, insecure_skip_verify: true, ca_file: /ca", "ca_file", "leave one of them out"),
+        (f"{KUBELET_API}, pod_labels: ['a b']", "pod_labels", "must be names of labels"),
+        (f"{KUBELET_API}, pod_labels: [team, team]", "pod_labels", "each once"),
+        (f"{KUBELET_API}, pod_labels: {[f'l{n}' for n in range(17)]}", "pod_labels", "must be at most 16 names"),
     ],
 )
-def test_what_this_version_cannot_do_is_refused_not_ignored(refused: Refuse, text: str, what: str) -> None:
-    (told,) = refused(text)
-    assert f"this version has no {what} yet: leave it out; it is " in told
+def test_what_would_ask_the_kubelets_api_in_vain_or_in_the_open_is_refused(
+    refused: Refuse, text: str, path: str, what: str
+) -> None:
+    (told,) = refused(f"kubelet: {{{text}}}")
+    assert f"kubelet.{path}: " in told
+    assert what in told
 
 
 UNIX_OR_TCP = "must be unix: and an absolute path, such as unix:/run/nodediag/nodediag.sock; or host:port, such as"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 DYNLOAD = Path(sysconfig.get_config_var("DESTSHARED") or STDLIB / "lib-dynload")
-INTERPRETER = Path("/usr/bin/python3") if Path("/usr/bin/python3").exists() else Path(sys.executable)
+INTERPRETER = Path(sys.executable)
 
 UNUSED_MODULES = re.compile(
     r"(ensurepip|venv|idlelib|tkinter|turtledemo|turtle\.py|test|pydoc_data|lib2to3|_pyrepl|config-.*|site-packages"
@@ -75,9 +75,8 @@ def _interpreter(root: Path) -> Iterator[Path]:
     """Copy the interpreter and its standard library; yields what was copied."""
     real = INTERPRETER.resolve()
     yield _copy(root, real)
-    for name in {INTERPRETER, Path("/usr/local/bin/python3") if "/usr/local" in str(real) else INTERPRETER}:
-        if name != real:
-            _link(root, name, os.readlink(name) if name.is_symlink() else str(real))
+    if real != INTERPRETER:
+        _link(root, INTERPRETER, str(INTERPRETER.readlink()))
     for entry in sorted(STDLIB.iterdir()):
         if UNUSED_MODULES.fullmatch(entry.name) or entry == DYNLOAD:
             continue
@@ -131,7 +130,7 @@ def _libraries(root: Path, programs: Iterable[Path]) -> list[Path]:
         found |= {Path(os.fsdecode(name or loader)) for name, loader in LIBRARY.findall(listed)}
     for name in ("bin", "lib", "lib64", "sbin"):
         if Path("/", name).is_symlink():
-            _link(root, Path("/", name), os.readlink(Path("/", name)))
+            _link(root, Path("/", name), str(Path("/", name).readlink()))
     return [_copy(root, library) for library in sorted(found) if not library.is_relative_to(root.parent)]
 
 

@@ -26,33 +26,37 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnodediag/v1/node_report.proto\x12\x0bnodediag.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\x06Target\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.nodediag.v1.TargetKind\x12\x10\n\x03pid\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nstart_time\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x05 \x01(\t\x12\x1c\n\x14\x63ontainerd_namespace\x18\x06 \x01(\t\x12\x0e\n\x06\x63group\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\tB\x06\n\x04_pidB\r\n\x0b_start_time\"I\n\x06PodRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\"\x91\x01\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x03H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x05 \x01(\x08H\x00\x12&\n\x05texts\x18\x06 \x01(\x0b\x32\x15.nodediag.v1.TextListH\x00\x42\x07\n\x05value\"\x19\n\x08TextList\x12\r\n\x05texts\x18\x01 \x03(\t\"\xe2\x01\n\x07\x46inding\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1a\n\x12recommended_action\x18\x03 \x01(\t\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.nodediag.v1.Target\x12 \n\x03pod\x18\x05 \x01(\x0b\x32\x13.nodediag.v1.PodRef\x12(\n\x06values\x18\x06 \x03(\x0b\x32\x18.nodediag.v1.Measurement\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x01\n\tCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.nodediag.v1.ConditionStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x38\n\x14last_transition_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08\x66indings\x18\x06 \x03(\x0b\x32\x14.nodediag.v1.Finding\"\xcd\x01\n\x08\x44\x65tector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.nodediag.v1.DetectorState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rlast_run_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64iscarded_looks\x18\x06 \x01(\x04\"\xa6\x01\n\nNodeReport\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12/\n\x0bobserved_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\nconditions\x18\x03 \x03(\x0b\x32\x16.nodediag.v1.Condition\x12(\n\tdetectors\x18\x04 \x03(\x0b\x32\x15.nodediag.v1.Detector*\x88\x01\n\x0f\x43onditionStatus\x12 \n\x1c\x43ONDITION_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONDITION_STATUS_TRUE\x10\x01\x12\x1a\n\x16\x43ONDITION_STATUS_FALSE\x10\x02\x12\x1c\n\x18\x43ONDITION_STATUS_UNKNOWN\x10\x03*\xbd\x01\n\rDetectorState\x12\x1e\n\x1a\x44\x45TECTOR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45TECTOR_STATE_STARTING\x10\x01\x12\x15\n\x11\x44\x45TECTOR_STATE_OK\x10\x02\x12!\n\x1d\x44\x45TECTOR_STATE_NOT_APPLICABLE\x10\x03\x12\x19\n\x15\x44\x45TECTOR_STATE_FAILED\x10\x04\x12\x1a\n\x16\x44\x45TECTOR_STATE_OVERDUE\x10\x05*\xf5\x01\n\nTargetKind\x12\x1b\n\x17TARGET_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10TARGET_KIND_SHIM\x10\x01\x12\x17\n\x13TARGET_KIND_PROCESS\x10\x02\x12\x19\n\x15TARGET_KIND_CONTAINER\x10\x03\x12\x17\n\x13TARGET_KIND_KUBELET\x10\x04\x12\x1a\n\x16TARGET_KIND_CONTAINERD\x10\x05\x12\x19\n\x15TARGET_KIND_CONNTRACK\x10\x06\x12\x1a\n\x16TARGET_KIND_DNS_SERVER\x10\x07\x12\x14\n\x10TARGET_KIND_NODE\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnodediag/v1/node_report.proto\x12\x0bnodediag.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\x06Target\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.nodediag.v1.TargetKind\x12\x10\n\x03pid\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nstart_time\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x05 \x01(\t\x12\x1c\n\x14\x63ontainerd_namespace\x18\x06 \x01(\t\x12\x0e\n\x06\x63group\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\tB\x06\n\x04_pidB\r\n\x0b_start_time\"\xf9\x01\n\x06PodRef\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x11\n\tcontainer\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x11\n\tqos_class\x18\x06 \x01(\t\x12\x1a\n\rnode_critical\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12/\n\x06labels\x18\x08 \x03(\x0b\x32\x1f.nodediag.v1.PodRef.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_node_critical\"\x91\x01\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x03H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x05 \x01(\x08H\x00\x12&\n\x05texts\x18\x06 \x01(\x0b\x32\x15.nodediag.v1.TextListH\x00\x42\x07\n\x05value\"\x19\n\x08TextList\x12\r\n\x05texts\x18\x01 \x03(\t\"\xe2\x01\n\x07\x46inding\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1a\n\x12recommended_action\x18\x03 \x01(\t\x12#\n\x06target\x18\x04 \x01(\x0b\x32\x13.nodediag.v1.Target\x12 \n\x03pod\x18\x05 \x01(\x0b\x32\x13.nodediag.v1.PodRef\x12(\n\x06values\x18\x06 \x03(\x0b\x32\x18.nodediag.v1.Measurement\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x01\n\tCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12,\n\x06status\x18\x02 \x01(\x0e\x32\x1c.nodediag.v1.ConditionStatus\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x38\n\x14last_transition_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08\x66indings\x18\x06 \x03(\x0b\x32\x14.nodediag.v1.Finding\"\xcd\x01\n\x08\x44\x65tector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.nodediag.v1.DetectorState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\rlast_run_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x64iscarded_looks\x18\x06 \x01(\x04\"\xa6\x01\n\nNodeReport\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12/\n\x0bobserved_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\nconditions\x18\x03 \x03(\x0b\x32\x16.nodediag.v1.Condition\x12(\n\tdetectors\x18\x04 \x03(\x0b\x32\x15.nodediag.v1.Detector*\x88\x01\n\x0f\x43onditionStatus\x12 \n\x1c\x43ONDITION_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONDITION_STATUS_TRUE\x10\x01\x12\x1a\n\x16\x43ONDITION_STATUS_FALSE\x10\x02\x12\x1c\n\x18\x43ONDITION_STATUS_UNKNOWN\x10\x03*\xbd\x01\n\rDetectorState\x12\x1e\n\x1a\x44\x45TECTOR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45TECTOR_STATE_STARTING\x10\x01\x12\x15\n\x11\x44\x45TECTOR_STATE_OK\x10\x02\x12!\n\x1d\x44\x45TECTOR_STATE_NOT_APPLICABLE\x10\x03\x12\x19\n\x15\x44\x45TECTOR_STATE_FAILED\x10\x04\x12\x1a\n\x16\x44\x45TECTOR_STATE_OVERDUE\x10\x05*\xf5\x01\n\nTargetKind\x12\x1b\n\x17TARGET_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10TARGET_KIND_SHIM\x10\x01\x12\x17\n\x13TARGET_KIND_PROCESS\x10\x02\x12\x19\n\x15TARGET_KIND_CONTAINER\x10\x03\x12\x17\n\x13TARGET_KIND_KUBELET\x10\x04\x12\x1a\n\x16TARGET_KIND_CONTAINERD\x10\x05\x12\x19\n\x15TARGET_KIND_CONNTRACK\x10\x06\x12\x1a\n\x16TARGET_KIND_DNS_SERVER\x10\x07\x12\x14\n\x10TARGET_KIND_NODE\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nodediag.v1.node_report_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONDITIONSTATUS']._serialized_start=1391
-  _globals['_CONDITIONSTATUS']._serialized_end=1527
-  _globals['_DETECTORSTATE']._serialized_start=1530
-  _globals['_DETECTORSTATE']._serialized_end=1719
-  _globals['_TARGETKIND']._serialized_start=1722
-  _globals['_TARGETKIND']._serialized_end=1967
+  _globals['_PODREF_LABELSENTRY']._loaded_options = None
+  _globals['_PODREF_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CONDITIONSTATUS']._serialized_start=1568
+  _globals['_CONDITIONSTATUS']._serialized_end=1704
+  _globals['_DETECTORSTATE']._serialized_start=1707
+  _globals['_DETECTORSTATE']._serialized_end=1896
+  _globals['_TARGETKIND']._serialized_start=1899
+  _globals['_TARGETKIND']._serialized_end=2144
   _globals['_TARGET']._serialized_start=112
   _globals['_TARGET']._serialized_end=327
-  _globals['_PODREF']._serialized_start=329
-  _globals['_PODREF']._serialized_end=402
-  _globals['_MEASUREMENT']._serialized_start=405
-  _globals['_MEASUREMENT']._serialized_end=550
-  _globals['_TEXTLIST']._serialized_start=552
-  _globals['_TEXTLIST']._serialized_end=577
-  _globals['_FINDING']._serialized_start=580
-  _globals['_FINDING']._serialized_end=806
-  _globals['_CONDITION']._serialized_start=809
-  _globals['_CONDITION']._serialized_end=1011
-  _globals['_DETECTOR']._serialized_start=1014
-  _globals['_DETECTOR']._serialized_end=1219
-  _globals['_NODEREPORT']._serialized_start=1222
-  _globals['_NODEREPORT']._serialized_end=1388
+  _globals['_PODREF']._serialized_start=330
+  _globals['_PODREF']._serialized_end=579
+  _globals['_PODREF_LABELSENTRY']._serialized_start=516
+  _globals['_PODREF_LABELSENTRY']._serialized_end=561
+  _globals['_MEASUREMENT']._serialized_start=582
+  _globals['_MEASUREMENT']._serialized_end=727
+  _globals['_TEXTLIST']._serialized_start=729
+  _globals['_TEXTLIST']._serialized_end=754
+  _globals['_FINDING']._serialized_start=757
+  _globals['_FINDING']._serialized_end=983
+  _globals['_CONDITION']._serialized_start=986
+  _globals['_CONDITION']._serialized_end=1188
+  _globals['_DETECTOR']._serialized_start=1191
+  _globals['_DETECTOR']._serialized_end=1396
+  _globals['_NODEREPORT']._serialized_start=1399
+  _globals['_NODEREPORT']._serialized_end=1565
 # @@protoc_insertion_point(module_scope)

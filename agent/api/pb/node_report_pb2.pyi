@@ -79,16 +79,31 @@ class Target(_message.Message):
     def __init__(self, kind: _Optional[_Union[TargetKind, str]] = ..., pid: _Optional[int] = ..., start_time: _Optional[int] = ..., boot_id: _Optional[str] = ..., container_id: _Optional[str] = ..., containerd_namespace: _Optional[str] = ..., cgroup: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class PodRef(_message.Message):
-    __slots__ = ("namespace", "name", "uid", "container")
+    __slots__ = ("namespace", "name", "uid", "container", "owner", "qos_class", "node_critical", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    QOS_CLASS_FIELD_NUMBER: _ClassVar[int]
+    NODE_CRITICAL_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     name: str
     uid: str
     container: str
-    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ..., container: _Optional[str] = ...) -> None: ...
+    owner: str
+    qos_class: str
+    node_critical: bool
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., uid: _Optional[str] = ..., container: _Optional[str] = ..., owner: _Optional[str] = ..., qos_class: _Optional[str] = ..., node_critical: _Optional[bool] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Measurement(_message.Message):
     __slots__ = ("name", "text", "integer", "number", "flag", "texts")

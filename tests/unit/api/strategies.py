@@ -57,7 +57,18 @@ def findings(condition: str) -> st.SearchStrategy[ActiveFinding]:
         message=TEXTS,
         recommended_action=st.sampled_from(Action),
         target=TARGETS,
-        pod=st.none() | st.builds(PodRef, namespace=TEXTS, name=TEXTS, uid=TEXTS, container=TEXTS),
+        pod=st.none()
+        | st.builds(
+            PodRef,
+            namespace=TEXTS,
+            name=TEXTS,
+            uid=TEXTS,
+            container=TEXTS,
+            owner=TEXTS,
+            qos_class=TEXTS,
+            node_critical=st.none() | st.booleans(),
+            labels=st.dictionaries(TEXTS, TEXTS, max_size=3).map(lambda labels: tuple(sorted(labels.items()))),
+        ),
         values=st.dictionaries(TEXTS, VALUES, max_size=4),
     )
     return st.builds(ActiveFinding, found, MOMENTS)

@@ -309,6 +309,37 @@ def test_scrapes_and_detectors_do_not_disturb_each_other(board: Board, metrics: 
     assert told["nodediag_looks_total"] == told["nodediag_ping_seconds_count"] == 2400
 
 
+class Counting:
+    """A part that counts for itself, under names of its own."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("calls_total", MetricKind.COUNTER, "Calls.", ("code",)),
+        Metric("waiting", MetricKind.GAUGE, "What waits."),
+    )
+
+    def __init__(self) -> None:
+        self.calls = [Sample("calls_total", 3, ("200",)), Sample("waiting", 2)]
+
+    def samples(self) -> list[Sample]:
+        return self.calls
+
+
+def test_a_part_that_counts_for_itself_is_told_as_it_stands(board: Board, clock: Clock) -> None:
+    part = Counting()
+    metrics = Metrics(board, clock, [Watch()], "1.2.3", meters=[part])
+    assert scrape(metrics)["nodediag_calls_total{code=200}"] == 3
+    part.calls = [Sample("calls_total", 5, ("200",)), *(Sample("calls_total", 1, (str(n),)) for n in range(1000))]
+    told = scrape(metrics)
+    assert told["nodediag_calls_total{code=200}"] == 5, "it has added up by itself"
+    assert "nodediag_waiting" not in told
+    assert sum(key.startswith("nodediag_calls_total") for key in told) <= MAX_SERIES
+
+
+def test_no_detector_has_a_name_of_a_part_that_counts_for_itself(board: Board, clock: Clock) -> None:
+    with pytest.raises(ValueError, match="is declared twice"):
+        Metrics(board, clock, [watch(Counting.metrics[1])], "1.2.3", meters=[Counting()])
+
+
 def test_promtool_finds_nothing_to_say(board: Board, metrics: Metrics, report: NodeReport) -> None:
     promtool = shutil.which("promtool")
     assert promtool, "Debian's prometheus is not installed"

@@ -88,6 +88,32 @@ def test_the_whole_of_a_finding(report: NodeReport) -> None:
     }
 
 
+def test_what_the_kubelets_api_told_of_a_pod_is_there_where_it_was_learnt(report: NodeReport) -> None:
+    active = report.conditions[0].findings[0]
+    assert active.finding.pod
+    pod = replace(
+        active.finding.pod,
+        owner="ReplicaSet/cart-7d9f4c",
+        qos_class="Burstable",
+        node_critical=False,
+        labels=(("app", "cart"), ("team", "pay")),
+    )
+    finding = replace(active.finding, pod=pod)
+    condition = replace(report.conditions[0], findings=(replace(active, finding=finding),))
+    told = to_json(replace(report, conditions=(condition,)))
+    VALIDATOR.validate(told)
+    assert told["conditions"][0]["findings"][0]["pod"] == {
+        "namespace": "shop",
+        "name": "cart-7d9f4c",
+        "uid": "0a1b2c3d-0000-4000-8000-000000000000",
+        "container": "web",
+        "owner": "ReplicaSet/cart-7d9f4c",
+        "qosClass": "Burstable",
+        "nodeCritical": False,
+        "labels": {"app": "cart", "team": "pay"},
+    }
+
+
 def test_a_zero_start_time_is_still_told(report: NodeReport) -> None:
     active = report.conditions[0].findings[0]
     target = replace(active.finding.target, start_time=0)

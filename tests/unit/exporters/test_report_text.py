@@ -50,6 +50,23 @@ def test_sections_come_in_the_order_of_need(report: NodeReport) -> None:
     assert places == sorted(places)
 
 
+def test_whose_it_is_is_told_as_far_as_it_is_known(report: NodeReport) -> None:
+    active = report.conditions[0].findings[0]
+    assert active.finding.pod
+    pod = replace(
+        active.finding.pod,
+        owner="DaemonSet/cart\x1b",
+        qos_class="Guaranteed",
+        node_critical=True,
+        labels=(("app", "cart"), ("team", "pay\n")),
+    )
+    condition = replace(report.conditions[0], findings=(replace(active, finding=replace(active.finding, pod=pod)),))
+    lines = [line.strip() for line in report_text.plain(replace(report, conditions=(condition,))).splitlines()]
+    at = lines.index("pod         shop/cart-7d9f4c, container web")
+    assert lines[at + 1] == "workload    DaemonSet/cart\\x1b, Guaranteed, node-critical"
+    assert lines[at + 2] == "labels      app=cart, team=pay\\n"
+
+
 def test_headlines(report: NodeReport, healthy_report: NodeReport) -> None:
     def headline(seen: NodeReport) -> str:
         return report_text.plain(seen).splitlines()[1]

@@ -1,15 +1,20 @@
 """Whose container, whose address: from the bundles, and from memory once they are gone."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.host import pods as module
 from agent.host.bundles import TASKS, Bundles
+from agent.host.pod_book import PodBook
+from agent.host.pod_list import ListedPod
 from agent.host.pods import Pods
 from agent.host.procfs import Procfs
 from agent.model import PodRef
-from tests.unit.builders import WEB, FakeProc, StateDir, container_id
+from tests.lab.waiting import wait_until
+from tests.unit.builders import WEB, FakeProc, ManualClock, StateDir, container_id
 
 SANDBOX = PodRef(WEB.namespace, WEB.name, WEB.uid)
 OTHER = PodRef("shop", "db-0", "other-uid")
@@ -72,6 +77,32 @@ class TestPodOf:
         for name in "abc":
             state.remove(name)
         assert [pods.pod_of(name) for name in "abc"] == [WEB, None, WEB]
+
+
+class TestBook:
+    @pytest.fixture
+    def book(self) -> PodBook:
+        """A book in which the kubelet has written of two containers, one of which has a bundle."""
+
+        def read(take: Callable[[ListedPod], None]) -> None:
+            take(ListedPod(replace(OTHER, owner="StatefulSet/db"), (("a", "db"), ("gone", "db"))))
+
+        book = PodBook(read, ManualClock())
+        book.pod_of("gone")
+        wait_until(lambda: book.pod_of("gone"), 5, "the book is written")
+        return book
+
+    @pytest.fixture
+    def pods(self, state: StateDir, proc: FakeProc, book: PodBook) -> Pods:
+        return Pods(Bundles(str(state.root), ("k8s.io",)), Procfs(str(proc.root)), book)
+
+    def test_what_no_bundle_ever_told_the_kubelet_tells(self, pods: Pods) -> None:
+        assert pods.pod_of("gone") == replace(OTHER, container="db", owner="StatefulSet/db")
+        assert pods.pod_of("unknown") is None
+
+    def test_a_bundle_has_the_first_word(self, state: StateDir, pods: Pods) -> None:
+        state.add("a")
+        assert pods.pod_of("a") == WEB
 
 
 class TestOwners:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ from agent.model import (
     Condition,
     DetectorState,
     DetectorStatus,
+    Finding,
     NotApplicableError,
+    PodRef,
     Sample,
     Status,
 )
 from agent.pipeline.board import Board, Entry
 from agent.pipeline.conditions import conclude
 from agent.pipeline.runner import CONFIRM_SECONDS, MAX_DISCARDS, MIN_PAUSE_SECONDS, Runner
+from agent.schema import DetectorSettings
 from tests.lab.waiting import wait_until
 from tests.unit.doubles import CLEAN, DIRTY, SICK, FakeClock, Script, Stuck, runner_of, sick
 
@@ -163,6 +167,40 @@ def test_a_listener_that_raises_does_not_end_the_watch(board: Board, clock: Fake
 
 
 # When it looks
+
+
+def test_a_finding_is_told_with_all_that_is_known_of_whose_it_is(board: Board, clock: FakeClock) -> None:
+    pods = [
+        PodRef("shop", "web-0"),
+        PodRef("shop", "web-0", owner="StatefulSet/web"),
+        PodRef("shop", "web-0", owner="x"),
+    ]
+
+    def identify(found: Finding) -> Finding:
+        return replace(found, pod=pods.pop(0))
+
+    runner = Runner(Script(sick()), DetectorSettings(failure_threshold=2), board, clock, identify)
+    _, condition = look(runner, board, 2)
+    assert condition
+    assert condition.status is Status.TRUE, "to say more makes it no other finding"
+    (active,) = condition.findings
+    assert active.finding.pod == PodRef("shop", "web-0", owner="StatefulSet/web")
+    clock.pass_time(5)
+    _, later = look(runner, board)
+    assert later
+    assert (later.findings[0].since, later.last_transition_time) == (active.since, condition.last_transition_time)
+    assert later.findings[0].finding.pod == PodRef("shop", "web-0", owner="x")
+
+
+def test_whoever_fails_to_say_more_about_a_finding_hides_none(board: Board, clock: FakeClock) -> None:
+    def identify(_: Finding) -> Finding:
+        raise OSError("the book is burning")
+
+    runner = Runner(Script(sick()), DetectorSettings(failure_threshold=1), board, clock, identify)
+    status, condition = look(runner, board)
+    assert status.state is DetectorState.OK
+    assert condition
+    assert condition.status is Status.TRUE
 
 
 def test_the_period_is_jittered_by_a_tenth(board: Board, clock: FakeClock) -> None:
