@@ -151,7 +151,7 @@ class ContainerRuntimeDetector:
     def _expect_containerd(self) -> None:
         address = Path(self._address)
         try:
-            if address.exists() or _has_bundles(self._tasks) or (self._explicit and address.parent.exists()):
+            if address.exists() or _has_bundles(self._tasks) or (self._explicit and _in_use(address.parent)):
                 return
         except OSError as error:
             raise CannotSeeError(f"{error.filename} cannot be looked into: {error.strerror}") from None
@@ -167,6 +167,14 @@ class ContainerRuntimeDetector:
             f"there is no containerd at {self._address} and no container of it under {self._tasks}; "
             "set containerd.address if one is expected"
         )
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether there is anything in a folder; where nothing is mounted it is empty, or is not there."""
+    try:
+        return any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _has_bundles(tasks: Path) -> bool:

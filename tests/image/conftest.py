@@ -13,9 +13,11 @@ import pytest
 
 from tests.image.deployed import ImageNode
 from tests.lab.containerd import NodeContainerd
+from tests.lab.containers import run_container
 from tests.lab.cri import Cri
 from tests.lab.dns_servers import DnsServer
-from tests.lab.images import import_image, import_pause_image
+from tests.lab.images import forget_pages, import_image, import_pause_image
+from tests.lab.pods import Pod
 from tests.lab.supervised import KubeletProcess
 from tests.lab.whole_node import NAMESERVER, WholeNode, is_inside
 
@@ -54,7 +56,9 @@ def node() -> Iterator[ImageNode]:
     ):
         import_pause_image(containerd)
         import_image(containerd, ARCHIVE, "nodediag:0.1.0")
-        yield ImageNode(containerd, cri, kubelet, dns)
+        forget_pages(containerd.root)
+        known = run_container(containerd, pod=Pod("orphaned", "shop"))
+        yield ImageNode(containerd, cri, kubelet, dns, known)
 
 
 def _build() -> None:

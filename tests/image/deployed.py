@@ -14,6 +14,7 @@ from tests.lab.cri import Cri
 from tests.lab.dns_servers import DnsServer
 from tests.lab.pod_runner import RunningPod
 from tests.lab.pod_spec import Manifest
+from tests.lab.pods import Container
 from tests.lab.supervised import KubeletProcess
 from tests.lab.waiting import wait_until
 
@@ -24,12 +25,16 @@ NODE_NAME = "lab-node"
 
 @dataclass
 class ImageNode:
-    """The node's parts, healthy. Each agent gets an address of the node for itself, as its manifest binds to it."""
+    """The node's parts, healthy. Each agent gets an address of the node for itself, as its manifest binds to it.
+
+    `known` is a container that is there before every agent: whose it was can be told once its bundle is gone.
+    """
 
     containerd: NodeContainerd
     cri: Cri
     kubelet: KubeletProcess
     dns: DnsServer
+    known: Container
     _addresses: Iterator[int] = field(default_factory=lambda: iter(range(20, 250)))
 
     def new_address(self) -> str:

@@ -7,6 +7,7 @@ what comes back beside it is passed over, as protobuf wants it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -122,7 +123,7 @@ class Cri:
         Raises grpc.RpcError, and ParseError for a field that is not in the table.
         """
         answer = self._types[f"{method}Response"]
-        ask = self._channel.unary_unary(
+        ask: Callable[..., Any] = self._channel.unary_unary(
             f"/{_PACKAGE}.RuntimeService/{method}",
             request_serializer=lambda each: each.SerializeToString(),
             response_deserializer=answer.FromString,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -25,6 +26,18 @@ def import_pause_image(containerd: Containerd) -> None:
     archive = containerd.base / "pause.tar"
     archive.write_bytes(_docker_archive(containerd.rootfs, PAUSE_IMAGE, ["/bin/sleep", "1000000000"]))
     containerd.ctr("images", "import", str(archive), timeout=120.0)
+
+
+def forget_pages(folder: Path) -> None:
+    """Let the kernel drop what it keeps of these files, so that the next to read them is charged for their pages.
+
+    On a node that was booted since an image was unpacked, that is the container itself.
+    """
+    os.sync()  # pages that are not written yet stay
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _full(name: str) -> str:

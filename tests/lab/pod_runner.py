@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-
 from . import cgroups
 from .cri import Cri
 from .pod_spec import Identity, Manifest, container_config, pod_cgroup, quantity, sandbox_config

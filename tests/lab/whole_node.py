@@ -121,7 +121,8 @@ class WholeNode:
             environment = {
                 **os.environ, INSIDE: str(self.base), MACHINE_NETWORK: str(descriptor), "TMPDIR": str(self.base / "tmp")
             }  # fmt: skip
-            command = self._in_cgroup([*self._entering(), *argv])
+            here = ["env", f"--chdir={Path.cwd()}"]  # entering mounts leads to their root
+            command = self._in_cgroup([*self._entering(), *here, *argv])
             return subprocess.run(command, env=environment, check=False, pass_fds=[descriptor]).returncode
 
     # -- inside ---------------------------------------------------------------
