@@ -6,6 +6,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
+from itertools import chain
 from pathlib import Path
 
 from agent.act_flow import REMEDY_CLASSES
@@ -13,6 +14,7 @@ from agent.acts import REFUSAL_CODES, REFUSALS, RefusalReason
 from agent.app import DETECTOR_CLASSES, METER_CLASSES
 from agent.cli.config import as_yaml
 from agent.exporters.metrics import OWN, PREFIX
+from agent.exporters.node_conditions.exporter import NodeConditions
 from agent.model import Action
 from agent.remediation.remedy import Remedy
 from agent.settings import Settings, describe
@@ -71,8 +73,8 @@ def conditions() -> Iterator[str]:
 def metrics() -> Iterator[str]:
     """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    declared = (metric for part in (*DETECTOR_CLASSES, *METER_CLASSES) for metric in part.metrics)
-    for metric in (*OWN, *declared):
+    parts = [*(each.metrics for each in DETECTOR_CLASSES), *(each.metrics for each in METER_CLASSES)]
+    for metric in (*OWN, *chain.from_iterable(parts), *NodeConditions.metrics):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")

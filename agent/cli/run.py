@@ -24,6 +24,7 @@ from agent.settings import GrpcSettings, Loaded
 if TYPE_CHECKING:
     from agent.act_flow import ActFlow
     from agent.api.server import ApiServer
+    from agent.exporters.node_conditions.exporter import NodeConditions
 
 NAME = "run"
 HELP = "watch this node until told to stop (the daemon)"
@@ -83,7 +84,10 @@ class Supervisor:
         self._agent = app.build(loaded, clock)
         self._acting = _act_flow(loaded, clock, self._agent)
         tally = self._acting.engine.tally if self._acting else dict
-        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, self._agent.meters)
+        self._node_conditions = _node_conditions(loaded, clock, self._agent)
+        own = (self._node_conditions,) if self._node_conditions else ()
+        meters = (*self._agent.meters, *own)
+        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, meters)
         site = Site(self._agent.board, self._alive, metrics.expose)
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)
@@ -112,12 +116,16 @@ class Supervisor:
         log.info("started", extra={"version": __version__, **parts})
         for runner in runners:
             runner.start()
+        if self._node_conditions:
+            self._node_conditions.start()
         while not self._stop.wait(TICK_SECONDS):
             self._beat = self._clock.awake()
             for runner in runners:
                 runner.check_overdue()
         for runner in runners:
             runner.stop()
+        if self._node_conditions:
+            self._node_conditions.stop()
         if self._acting:
             self._acting.engine.stop()
         if self._api:
@@ -150,6 +158,15 @@ def _act_flow(loaded: Loaded, clock: Clock, agent: app.Agent) -> "ActFlow | None
     from agent import act_flow  # noqa: PLC0415 - without the API nobody can ask it, and its memory is not spent
 
     return act_flow.build(loaded, clock, agent.board)
+
+
+def _node_conditions(loaded: Loaded, clock: Clock, agent: app.Agent) -> "NodeConditions | None":
+    """Return the part that tells the API server, if it is switched on."""
+    if not loaded.settings.node_conditions.enabled:
+        return None
+    from agent import telling  # noqa: PLC0415 - it brings TLS and the kubernetes package
+
+    return telling.build(loaded.settings, clock, agent.board)
 
 
 def _api(loaded: Loaded, agent: app.Agent, acting: "ActFlow") -> "ApiServer":

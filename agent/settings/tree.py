@@ -16,6 +16,7 @@ from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
     actions_problem,
+    api_server_problem,
     file_problem,
     grpc_listen_problem,
     identity_problem,
@@ -136,9 +137,10 @@ class KubeletSettings:
     )
     api_url: str = setting(
         "",
-        "this node's kubelet's own API, such as https://10.0.0.7:10250, for owner, QoS class and labels of a finding's "
+        "this node's kubelet's own API, such as https://$NODE_IP:10250, for owner, QoS class and labels of a finding's "
         "pod, and for PLEG; empty: it is not asked",
         check=api_url_problem,
+        node_ip=True,
     )
     token_file: str = setting(
         "",
@@ -229,6 +231,27 @@ class RemediationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeConditionsSettings:
+    """What is told to the API server. The three last are for outside of a pod."""
+
+    enabled: bool = setting(
+        default=False,
+        meaning="whether the conditions are written into this node's status in the Kubernetes API; nothing is asked of "
+        "the API server otherwise",
+    )
+    heartbeat_seconds: float = setting(
+        300.0, "conditions that do not change are written again after 80 to 100 % of this", minimum=60, maximum=3600
+    )
+    min_interval_seconds: float = setting(
+        10.0, "pause between two writes; a change is written within this time of its own", minimum=1, maximum=300
+    )
+    events: bool = setting(default=True, meaning="whether each finding is told in an Event about this node, too")
+    server: str = setting("", "the API server; empty: $KUBERNETES_SERVICE_HOST and _PORT", check=api_server_problem)
+    ca_file: str = setting("", "who signed its certificate; empty: the service account's ca.crt", check=file_problem)
+    token_file: str = setting("", "the token shown to it; empty: the service account's token", check=file_problem)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file."""
 
@@ -241,6 +264,7 @@ class Settings:
     dns: DnsSettings = table(DnsSettings, "the DNS probe")
     detectors: DetectorsSettings = table(DetectorsSettings, "the watches")
     remediation: RemediationSettings = table(RemediationSettings, "what may be mended on request")
+    node_conditions: NodeConditionsSettings = table(NodeConditionsSettings, "what the API server is told")
 
 
 def node_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:

@@ -1,6 +1,7 @@
 """What single values may be. Each function returns what would be right, or None if the value is."""
 
 import re
+from urllib.parse import urlsplit
 
 from agent.model import Action
 
@@ -76,6 +77,19 @@ def grpc_listen_problem(listen: str) -> str | None:
 def file_problem(path: str) -> str | None:
     """The absolute path of a file, or nothing."""
     return None if not path or (path.startswith("/") and path.isprintable()) else "must be the absolute path of a file"
+
+
+def api_server_problem(url: str) -> str | None:
+    """https://host or https://host:port, or nothing."""
+    try:
+        place = urlsplit(url)
+        good = place.scheme == "https" and place.hostname and place.port != 0
+    except ValueError:
+        good = False
+    rest = url.partition("//")[2].rstrip("/")
+    if not url or (good and rest.isprintable() and not set(rest) & set(" /?#@")):
+        return None
+    return "must be https:// and a host, with a port or not, such as https://10.0.0.1:6443"
 
 
 def identity_problem(identity: str) -> str | None:
