@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from agent import __version__, app, logs
@@ -23,6 +24,7 @@ from agent.settings import GrpcSettings, Loaded
 
 if TYPE_CHECKING:
     from agent.act_flow import ActFlow
+    from agent.api.grpc_server import Service
     from agent.api.server import ApiServer
     from agent.exporters.node_conditions.exporter import NodeConditions
 
@@ -172,13 +174,18 @@ def _node_conditions(loaded: Loaded, clock: Clock, agent: app.Agent) -> "NodeCon
 def _api(loaded: Loaded, agent: app.Agent, acting: "ActFlow") -> "ApiServer":
     """Return the API that is to be served."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or every stranger writes a line into our log
-    from agent.api.diagnostics import Diagnostics  # noqa: PLC0415 - without the API, its 13 MiB are not spent
-    from agent.api.remediation import remediation  # noqa: PLC0415
-    from agent.api.server import ApiServer, diagnostics  # noqa: PLC0415
+    from agent.api.server import ApiServer  # noqa: PLC0415 - without the API, its memory is not spent
 
     feed = Feed(agent.board)
     types = app.condition_types(agent.detectors)
-    services = [diagnostics(Diagnostics(agent.board, feed, types, acting.evidence)), remediation(acting.engine)]
+
+    def services() -> "Collection[Service]":
+        from agent.api.diagnostics import Diagnostics  # noqa: PLC0415 - nor is grpc's, until somebody calls
+        from agent.api.grpc_server import diagnostics  # noqa: PLC0415
+        from agent.api.remediation import remediation  # noqa: PLC0415
+
+        return [diagnostics(Diagnostics(agent.board, feed, types, acting.evidence)), remediation(acting.engine)]
+
     return ApiServer(_place(loaded.settings.grpc), agent.board, feed, services)
 
 

@@ -14,7 +14,8 @@ from agent.detectors.kubelet_healthz import KubeletHealthzSettings
 from agent.host.dns import name_problem, servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
-from agent.settings.values import (
+from agent.values import (
+    GRPC_SOCKET,
     actions_problem,
     api_server_problem,
     file_problem,
@@ -27,8 +28,6 @@ from agent.settings.values import (
     path_problem,
     socket_problem,
 )
-
-GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
 
 
 @dataclass(frozen=True, slots=True)

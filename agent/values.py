@@ -1,9 +1,15 @@
-"""What single values may be. Each function returns what would be right, or None if the value is."""
+"""What single values may be. Each function returns what would be right, or None if the value is.
+
+Apart from the settings, since the command line asks the same of its words, and a client has no use for the rest.
+"""
 
 import re
 from urllib.parse import urlsplit
 
 from agent.model import Action
+
+GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
+"""Where the API is served, and asked, unless somebody says otherwise."""
 
 MAX_NODE_NAME = 253
 """Characters of a Kubernetes name (RFC 1123 subdomain)."""
