@@ -44,10 +44,10 @@ class ImageNode:
         return address
 
     @contextmanager
-    def running(self, manifest: Manifest) -> Iterator["Deployed"]:
-        """Run a pod of the manifest for the body, without waiting for it."""
+    def running(self, manifest: Manifest, tls: ClientTls | None = None) -> Iterator["Deployed"]:
+        """Run a pod of the manifest for the body, without waiting for it; with `tls` it is asked over TCP."""
         with RunningPod(self.cri, manifest, NODE_NAME, self.new_address()) as pod:
-            yield Deployed(pod)
+            yield Deployed(pod, tls)
 
 
 @dataclass

@@ -188,7 +188,7 @@ def test_memory_stays_under_the_limit_with_a_quarter_to_spare_also_while_it_is_a
 ) -> None:
     pod, mib = tour.agent.pod, 1 << 20
     watching = pod.memory_peak()
-    for words in (["report"], ["check", "--config", "/etc/nodediag/nodediag.yaml"]):
+    for words in (["report"], ["check", "--config", "/etc/nodediag"]):
         done = pod.exec("nodediag", *words)
         assert done.code == 0, f"nodediag {words[0]}: {done.stdout}{done.stderr}"
     with capsys.disabled():
