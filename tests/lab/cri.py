@@ -104,9 +104,8 @@ _SCALARS = {
 class Cri:
     """The runtime's side of the kubelet, asked over its socket; a context manager."""
 
-    def __init__(self, address: Path, timeout: float = 30.0) -> None:
+    def __init__(self, address: Path) -> None:
         self._types = _make_types()
-        self._timeout = timeout
         self._channel = grpc.insecure_channel(f"unix:{address}")
 
     def __enter__(self) -> Self:
@@ -117,8 +116,8 @@ class Cri:
     ) -> None:
         self._channel.close()
 
-    def call(self, method: str, **request: Any) -> Any:
-        """Make one call of the RuntimeService, with its request's fields, and return the answer.
+    def call(self, method: str, within: float = 30.0, **request: Any) -> Any:
+        """Make one call of the RuntimeService, with its request's fields, and return the answer, `within` seconds.
 
         Raises grpc.RpcError, and ParseError for a field that is not in the table.
         """
@@ -130,7 +129,7 @@ class Cri:
         )
         question = json_format.ParseDict(request, self._types[f"{method}Request"]())
         # After a restart of containerd the channel waits before it tries again, unless it is told to be ready.
-        return ask(question, timeout=self._timeout, wait_for_ready=True)
+        return ask(question, timeout=within, wait_for_ready=True)
 
 
 def _make_types() -> dict[str, type[message.Message]]:

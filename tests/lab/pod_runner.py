@@ -89,8 +89,9 @@ class RunningPod:
         return self._cri.call("ContainerStatus", container_id=self.container_id).status
 
     def exec(self, *command: str, timeout: int = 60) -> Executed:
-        """Run a command in the container, as `kubectl exec` does."""
-        done = self._cri.call("ExecSync", container_id=self.container_id, cmd=list(command), timeout=timeout)
+        """Run a command in the container, as `kubectl exec` does. Raises grpc.RpcError if it takes too long."""
+        request = {"container_id": self.container_id, "cmd": list(command), "timeout": timeout}
+        done = self._cri.call("ExecSync", within=timeout + 5.0, **request)
         return Executed(done.exit_code, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
     def probe(self, name: str) -> bool:
