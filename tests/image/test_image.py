@@ -192,6 +192,15 @@ def test_every_module_of_the_agent_can_be_imported_and_nothing_had_to_be_compile
     assert bytecode(root) == before
 
 
+def test_what_is_left_of_kubernetes_is_what_the_agent_loads(image: OciArchive, root: Path) -> None:
+    load = "from agent.exporters.node_conditions.api import _library; print(_library().rest.__module__)"
+
+    done = run(image, root, "python3", "-c", load)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "kubernetes.client.rest\n", "")
+    assert sum(file.stat().st_size for file in (root / SITE / "kubernetes").rglob("*")) < 4 << 20
+
+
 def test_every_module_has_bytecode_that_no_clock_can_make_stale(root: Path) -> None:
     sources = [path for path in root.rglob("*.py") if compiles(path)]
     assert len(sources) > 1000

@@ -47,16 +47,22 @@ def test_a_lock_names_no_index_and_no_host(lock: str) -> None:
     assert not re.search(r"https?:|--(index|extra|find|trusted)|file:", (ROOT / lock).read_text())
 
 
+def in_the_image() -> dict[str, Requirement]:
+    """What the project asks for, with the extra that is in the image too."""
+    project = PROJECT["project"]
+    return wanted([*project["dependencies"], *project["optional-dependencies"]["node-conditions"]])
+
+
 def test_every_dependency_is_locked_in_its_range() -> None:
     locked = entries("requirements.lock")
-    for name, requirement in wanted(PROJECT["project"]["dependencies"]).items():
+    for name, requirement in in_the_image().items():
         assert name in locked, f"{name} is not locked; run: make lock"
         (version,) = (each.version for each in locked[name][0].specifier)
         assert requirement.specifier.contains(version), f"{requirement} is locked at {version}; run: make lock"
 
 
 def test_nothing_is_locked_that_nothing_depends_on() -> None:
-    locked, direct = entries("requirements.lock"), wanted(PROJECT["project"]["dependencies"])
+    locked, direct = entries("requirements.lock"), in_the_image()
     for name, (_, via) in locked.items():
         for reason in via:
             assert (name in direct) if reason == "nodediag (pyproject.toml)" else (canonicalize_name(reason) in locked)

@@ -32,6 +32,8 @@ UNUSED_MODULES = re.compile(
 )
 """What installs, teaches or tests; sitecustomize.py is a link to what the image has not."""
 UNUSED_EXTENSIONS = re.compile(r"(_test|_tkinter|xx|_curses|readline|_dbm|_gdbm|_ctypes_test).*")
+UNUSED_IN_PACKAGES = ("kubernetes/aio", "kubernetes/client/api", "kubernetes/client/models")
+"""115 MiB of classes for every kind of object, which nothing loads (see agent/exporters/node_conditions/api.py)."""
 
 EMPTY_FOLDERS = ("dev", "etc/nodediag", "proc", "run/containerd", "run/dbus", "run/nodediag", "sys", "var/lib/nodediag")
 """Where a runtime mounts something: it cannot make them under a root it may not write to."""
@@ -59,7 +61,7 @@ def site() -> str:
 def image(out: Path) -> None:
     """Make the three layers."""
     python, packages, agent = out / "python", out / "packages", out / "agent"
-    _without_scripts(packages)
+    _without_the_unused(packages)
     _with_the_command(agent)
     copied = list(_interpreter(python))
     copied += _libraries(python, [*_programs(python), *_programs(packages)])
@@ -174,9 +176,10 @@ def _name_debian_packages(root: Path, copied: Iterable[Path]) -> None:
             shutil.copyfile(notice, target)
 
 
-def _without_scripts(packages: Path) -> None:
-    """Drop the commands that dependencies bring; nothing in the image could want to run them."""
-    shutil.rmtree(packages / site().removeprefix("/") / "bin", ignore_errors=True)
+def _without_the_unused(packages: Path) -> None:
+    """Drop the commands that dependencies bring, which nothing in the image could want to run, and unused parts."""
+    for folder in ("bin", *UNUSED_IN_PACKAGES):
+        shutil.rmtree(packages / site().removeprefix("/") / folder)
 
 
 def _with_the_command(agent: Path) -> None:

@@ -13,7 +13,6 @@ from tests.unit.deploy.kustomize import COMPONENTS, DEPLOY, OVERLAYS, Object, bu
 README = (DEPLOY / "README.md").read_text()
 PUBLISHED = "github.com/nodediag/nodediag/deploy"
 EXAMPLES: list[dict[str, Any]] = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
-OWN_SETTINGS = "remediation: {enabled: true, dry_run: false}\n"
 
 
 def build(folder: Path, example: dict[str, Any]) -> tuple[Object, ...]:
@@ -23,13 +22,16 @@ def build(folder: Path, example: dict[str, Any]) -> tuple[Object, ...]:
 
 
 def test_the_combination_is_built_with_one_s_own_image_and_settings(tmp_path: Path) -> None:
-    (tmp_path / "remediation.yaml").write_text(OWN_SETTINGS)
-
     every = build(tmp_path, EXAMPLES[0])
 
     assert pod(every)["containers"][0]["image"] == "registry.example.org/nodediag:0.1.0"
-    assert settings_files(every)["remediation.yaml"] == OWN_SETTINGS
-    assert {"nodediag.yaml", "node-conditions.yaml"} < set(settings_files(every))
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    for name, text in settings_files(every).items():
+        (mounted / name).write_text(text)
+    settings = load(mounted, {"NODE_IP": "192.0.2.7"}).settings
+    assert [caller.identity for caller in settings.grpc.callers] == ["spiffe://example.org/ns/ops/sa/mender"]
+    assert (settings.remediation.dry_run, settings.node_conditions.enabled) == (False, True)
 
 
 def test_a_signed_kubelet_is_checked_against_the_authority_that_is_mounted(tmp_path: Path) -> None:
