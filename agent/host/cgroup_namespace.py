@@ -13,7 +13,7 @@ from pathlib import Path
 OUT = "/.."
 _V2 = "0::"
 MAX_CGROUPS = 20_000
-"""Looked into before the search is given up: a node has some five for each of its pods, and some hundreds of its own."""
+"""Looked into before the search is given up; a node has some five for each of its pods, and some hundreds more."""
 MAX_BYTES = 1 << 16
 
 

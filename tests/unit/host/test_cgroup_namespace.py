@@ -103,7 +103,8 @@ def test_in_a_real_namespace_our_own_cgroup_and_that_of_another_are_told_in_full
 ) -> None:
     tree, path = real_cgroup
     program = (
-        "import json, os, sys; from agent.host.procfs import Procfs; from agent.host.cgroup_namespace import CgroupNamespace;"
+        "import json, os, sys; from agent.host.procfs import Procfs;"
+        "from agent.host.cgroup_namespace import CgroupNamespace;"
         "names = CgroupNamespace('/proc', '/sys'); raw, told = Procfs('/proc'), Procfs('/proc', names.outside);"
         "pids = (os.getpid(), int(sys.argv[1]));"
         "print(json.dumps([[next(l for l in p.cgroups(n) if l[:3] == '0::') for n in pids] for p in (raw, told)]))"

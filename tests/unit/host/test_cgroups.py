@@ -191,7 +191,8 @@ class TestHidden:
     def test_a_container_that_sees_its_own_cgroup_alone_is_told_what_to_mount(
         self, sys: Path, lines: tuple[str, ...]
     ) -> None:
-        for name in ("freezer/freezer.state", "pids/pids.max", "cgroup.procs", "../system.slice/x.service/cgroup.procs"):
+        outside = "../system.slice/x.service/cgroup.procs"
+        for name in ("freezer/freezer.state", "pids/pids.max", "cgroup.procs", outside):
             write(sys, name, "")
         assert f"{sys}/fs/cgroup does not show the node's cgroups" in Cgroups(str(sys)).hidden(lines)
 
