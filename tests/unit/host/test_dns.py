@@ -28,7 +28,7 @@ ATTEMPT = 0.3
 """Long enough for an answer on a busy machine."""
 SHORT = 0.05
 """For what is never answered."""
-LOSSY = 0.15
+LOSSY = 0.3
 """For what is answered in part: a late answer still has as long again."""
 Reply = Callable[[bytes], None]
 Behaviour = Callable[[bytes, tuple[str, int], Reply], None]
