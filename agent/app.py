@@ -11,6 +11,7 @@ from agent.detectors.container_runtime import ContainerRuntimeDetector
 from agent.detectors.containerd_shim import ContainerdShimDetector
 from agent.detectors.defunct_processes import DefunctProcessesDetector
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector
+from agent.detectors.kubelet_pleg import SPACING, KubeletPlegDetector
 from agent.host.bundles import Bundles
 from agent.host.cgroups import Cgroups
 from agent.host.conntrack import Conntrack
@@ -20,6 +21,7 @@ from agent.host.kubelet import place
 from agent.host.kubelet_calls import KubeletCalls
 from agent.host.listeners import Listeners
 from agent.host.namespaces import Namespaces
+from agent.host.pleg import PlegSense
 from agent.host.pod_book import PodBook
 from agent.host.pod_list import read_pods
 from agent.host.pods import Pods
@@ -37,6 +39,7 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
     ConntrackDnsDetector,
     KubeletHealthzDetector,
     ContainerRuntimeDetector,
+    KubeletPlegDetector,
 )
 METER_CLASSES: tuple[type[Meter], ...] = (KubeletCalls,)
 KUBELET_DIR = Path("/var/lib/kubelet")
@@ -111,7 +114,7 @@ def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES)
     board = Board(node_name(settings), clock)
     kubelet = _kubelet(settings, clock)
     book = kubelet.book if kubelet else None
-    makers = _makers(loaded, clock, book)
+    makers = _makers(loaded, clock, kubelet)
     detectors = tuple(makers[name]() for name in names if name in enabled(settings))
     identify = book.identify if book else None
     runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock, identify) for each in detectors)
@@ -124,6 +127,7 @@ class _Kubelet:
 
     calls: KubeletCalls
     book: PodBook
+    pleg: PlegSense
 
 
 def _kubelet(settings: Settings, clock: Clock) -> _Kubelet | None:
@@ -136,11 +140,12 @@ def _kubelet(settings: Settings, clock: Clock) -> _Kubelet | None:
     trust = kubelet.ca_file or str(KUBELET_DIR / "pki" / "kubelet.crt")
     calls = KubeletCalls(clock)
     api = KubeletApi(Access(kubelet.api_url, kubelet.token_file, trust, kubelet.insecure_skip_verify), calls, clock)
-    return _Kubelet(calls, PodBook(partial(read_pods, api, kubelet.pod_labels), clock))
+    book = PodBook(partial(read_pods, api, kubelet.pod_labels), clock)
+    return _Kubelet(calls, book, PlegSense(api, clock, SPACING * settings.detectors.kubelet_pleg.period_seconds))
 
 
-def _makers(loaded: Loaded, clock: Clock, book: PodBook | None) -> Mapping[str, Callable[[], Detector]]:
-    settings, senses = loaded.settings, Senses(loaded, clock, book)
+def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Mapping[str, Callable[[], Detector]]:
+    settings, senses = loaded.settings, Senses(loaded, clock, kubelet.book if kubelet else None)
     containerd_process = senses.service("containerd", lambda: senses.listeners.unix(settings.containerd.address))
     kubelet_process = senses.service("kubelet", lambda: senses.listeners.tcp(*place(settings.kubelet.healthz_url)))
     detectors = settings.detectors
@@ -201,5 +206,11 @@ def _makers(loaded: Loaded, clock: Clock, book: PodBook | None) -> Mapping[str, 
             containerd_process=containerd_process,
             process_age=senses.procfs.age_seconds,
             boot_id=senses.procfs.boot_id,
+        ),
+        "kubelet_pleg": lambda: KubeletPlegDetector(
+            detectors.kubelet_pleg,
+            kubelet.pleg if kubelet else None,
+            settings.kubelet.api_url.rstrip("/"),
+            senses.procfs.boot_id,
         ),
     }

@@ -6,7 +6,6 @@
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
-from itertools import chain
 from pathlib import Path
 
 from agent.act_flow import REMEDY_CLASSES
@@ -73,8 +72,9 @@ def conditions() -> Iterator[str]:
 def metrics() -> Iterator[str]:
     """One row per metric, the agent's own first."""
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
-    parts = [*(each.metrics for each in DETECTOR_CLASSES), *(each.metrics for each in METER_CLASSES)]
-    for metric in (*OWN, *chain.from_iterable(parts), *NodeConditions.metrics):
+    watched = [metric for detector in DETECTOR_CLASSES for metric in detector.metrics]
+    counted = [metric for meter in METER_CLASSES for metric in meter.metrics]
+    for metric in (*OWN, *watched, *counted, *NodeConditions.metrics):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")

@@ -23,6 +23,14 @@ API_PORT = 10250
 """Where a kubelet serves its API (KubeletConfiguration, port)."""
 
 
+class KubeletApiError(Exception):
+    """The kubelet's own API gave no answer to use. The text says what was asked, what came, and what would help."""
+
+
+class KubeletApiTimeoutError(KubeletApiError):
+    """The total deadline passed before the answer was whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
     """Status and body of an answer; `whole` is False if the body was cut at its bound."""

@@ -22,11 +22,13 @@ def _blind_detectors(settings: Settings) -> Iterator[tuple[str, str]]:
     detectors = settings.detectors
     shim, dns = detectors.containerd_shim, detectors.conntrack_dns
     kubelet, runtime = detectors.kubelet_healthz, detectors.container_runtime
+    pleg = detectors.kubelet_pleg
     needs = (
         ("containerd_shim", shim.timeout_seconds, "ping_seconds", shim.ping_seconds),
         ("conntrack_dns", dns.timeout_seconds, "six times attempt_seconds", 6 * dns.attempt_seconds),
         ("kubelet_healthz", kubelet.timeout_seconds, "deadline_seconds", kubelet.deadline_seconds),
         ("container_runtime", runtime.timeout_seconds, "deadline_seconds", runtime.deadline_seconds),
+        ("kubelet_pleg", pleg.timeout_seconds, "deadline_seconds", pleg.deadline_seconds),
     )
     for name, limit, what, seconds in needs:
         if limit <= seconds:

@@ -11,7 +11,9 @@ from agent.detectors.container_runtime import ContainerRuntimeSettings
 from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
-from agent.host.dns import name_problem, servers_problem
+from agent.detectors.kubelet_pleg import KubeletPlegSettings
+from agent.host.dns_conversation import name_problem
+from agent.host.dns_servers import servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.settings.values import (
@@ -149,8 +151,8 @@ class KubeletSettings:
     )
     ca_file: str = setting(
         "",
-        "what its certificate is compared with, PEM: that very certificate, or the authorities that signed it for the "
-        "address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
+        "what its certificate is compared with, PEM: that very certificate, expired or not, or the authorities that "
+        "signed it for the address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
         check=file_problem,
     )
     insecure_skip_verify: bool = setting(
@@ -194,6 +196,9 @@ class DetectorsSettings:
     conntrack_dns: ConntrackDnsSettings = table(ConntrackDnsSettings, "packets lost in conntrack, and DNS itself")
     kubelet_healthz: KubeletHealthzSettings = table(KubeletHealthzSettings, "how the kubelet answers")
     container_runtime: ContainerRuntimeSettings = table(ContainerRuntimeSettings, "how containerd itself answers")
+    kubelet_pleg: KubeletPlegSettings = table(
+        KubeletPlegSettings, "whether the kubelet keeps up with its containers; only where kubelet.api_url is set"
+    )
 
 
 @dataclass(frozen=True, slots=True)

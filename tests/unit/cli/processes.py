@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-OTHERS = ("containerd_shim", "defunct_processes", "conntrack_dns", "container_runtime")
+OTHERS = ("containerd_shim", "defunct_processes", "conntrack_dns", "container_runtime", "kubelet_pleg")
 SECONDS = 20
 """No process of a test lives longer."""
 
