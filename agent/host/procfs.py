@@ -7,13 +7,13 @@ evidence alone, by who has a thread to lose (see `Procfs.file`).
 """
 
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
+from agent.host import local_addresses
 from agent.model import ProcessId
 
 INIT_PID = 1
@@ -201,7 +201,7 @@ class Procfs:
 
     def local_addresses(self, pid: int) -> frozenset[str]:
         """Return the IP addresses of the network namespace a process lives in, loopback left out."""
-        return _ipv4_local(self._text(f"{pid}/net/fib_trie", 1 << 18)) | _ipv6_local(
+        return local_addresses.ipv4(self._text(f"{pid}/net/fib_trie", 1 << 18)) | local_addresses.ipv6(
             self._text(f"{pid}/net/if_inet6", 1 << 16)
         )
 
@@ -260,26 +260,3 @@ class Procfs:
             return self._read(path, limit).decode(errors="backslashreplace").strip()
         except OSError:
             return ""
-
-
-def _ipv4_local(fib_trie: str) -> frozenset[str]:
-    """Addresses of /proc/N/net/fib_trie: the leaf before each `/32 host LOCAL`."""
-    found: set[str] = set()
-    leaf = ""
-    for line in fib_trie.splitlines():
-        text = line.strip()
-        if text.startswith("|-- "):
-            leaf = text[4:]
-        elif text.startswith("/32 host LOCAL") and not leaf.startswith("127."):
-            found.add(leaf)
-    return frozenset(found)
-
-
-def _ipv6_local(if_inet6: str) -> frozenset[str]:
-    """Addresses of /proc/N/net/if_inet6, written as in RFC 5952; link-local and loopback left out."""
-    found: set[str] = set()
-    for line in if_inet6.splitlines():
-        digits = line.split(None, 1)[0] if line.strip() else ""
-        if len(digits) == 32 and not digits.startswith(("fe80", "0" * 31)):
-            found.add(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
-    return frozenset(found)

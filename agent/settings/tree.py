@@ -12,7 +12,8 @@ from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
 from agent.detectors.kubelet_pleg import KubeletPlegSettings
-from agent.host.dns import name_problem, servers_problem
+from agent.host.dns_conversation import name_problem
+from agent.host.dns_servers import servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
 from agent.values import (

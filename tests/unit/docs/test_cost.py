@@ -5,7 +5,8 @@ import gzip
 import pytest
 
 from agent.exporters.http import MIN_GZIP_BYTES
-from agent.host.dns import Dns, parse_server
+from agent.host.dns import Dns
+from agent.host.dns_servers import parse_server
 from agent.remediation.evidence import MAX_TOTAL_BYTES
 from agent.settings import Settings
 from tests.lab.dns_servers import DnsMode, DnsServer
