@@ -150,8 +150,8 @@ class KubeletSettings:
     )
     ca_file: str = setting(
         "",
-        "what its certificate is compared with, PEM: that very certificate, or the authorities that signed it for the "
-        "address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
+        "what its certificate is compared with, PEM: that very certificate, expired or not, or the authorities that "
+        "signed it for the address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
         check=file_problem,
     )
     insecure_skip_verify: bool = setting(
