@@ -13,7 +13,7 @@ NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run demo test lane-watching lane-parts lane-remediation unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image wheels lock clean
+.PHONY: run demo test lane-watching lane-parts lane-remediation unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -87,6 +87,11 @@ bench: setup-test lab-packages
 image: wheels
 	@tools/debian-packages $(IMAGE_PACKAGES)
 	@tools/image/build $(VERSION) build/nodediag.tar $(BASE)
+
+## image-size: say in docs/image.md how large the image is and what fills it
+image-size: image
+	@$(BIN)/python -m tools.image.contents build/nodediag.tar >docs/image.md
+	@cat docs/image.md
 
 ## wheels: download the locked wheels that the image is made of
 wheels: setup
