@@ -63,7 +63,18 @@ def node(name: str) -> dict[str, Any]:
             ],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
             "images": [{"names": ["registry.k8s.io/pause:3.10"], "sizeBytes": 318731}],
-            "nodeInfo": {"containerRuntimeVersion": "containerd://2.1.4", "kubeletVersion": "v1.34.2"},
+            "nodeInfo": {
+                "architecture": "amd64",
+                "bootID": "6f1f2b1e-0000-4000-8000-000000000000",
+                "containerRuntimeVersion": "containerd://2.1.4",
+                "kernelVersion": "6.12.48+deb13-amd64",
+                "kubeProxyVersion": "",
+                "kubeletVersion": "v1.34.2",
+                "machineID": "3f0f8f1c2b1e4000800000000000000a",
+                "operatingSystem": "linux",
+                "osImage": "Debian GNU/Linux 13 (trixie)",
+                "systemUUID": "3f0f8f1c-2b1e-4000-8000-00000000000a",
+            },
         },
     }
 
