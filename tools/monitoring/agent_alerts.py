@@ -4,7 +4,8 @@ An agent that sees nothing looks like a node on which nothing is wrong; these te
 """
 
 from tools.monitoring.condition_alerts import runbook
-from tools.monitoring.fleet_records import TRUE_RATIO, TRUE_SUM
+from tools.monitoring.condition_texts import TEXTS
+from tools.monitoring.fleet_records import CONDITION_SUM, FINDING_NODES
 from tools.monitoring.rule import JOB, Alert, Group, Severity
 from tools.monitoring.scraping import EXPECTED_SERIES, SAMPLE_LIMIT
 
@@ -207,18 +208,7 @@ def _rights() -> tuple[Alert, ...]:
 def _beyond_one_condition() -> tuple[Alert, ...]:
     telling = 'ALERTS{alertstate="firing",alertname=~"Nodediag.+",alertname!="NodediagConditionTrue"}'
     return (
-        Alert(
-            "NodediagConditionWidespread",
-            f"{TRUE_RATIO} > {WIDESPREAD_SHARE} and on (type) {TRUE_SUM} >= {WIDESPREAD_NODES}",
-            "5m",
-            f"A twentieth of the nodes and at least {WIDESPREAD_NODES}: nodes rarely fail together by chance, and this "
-            "one alert can then stand for those of all nodes (inhibit them by it).",
-            CRITICAL,
-            "{{ $labels.type }} on {{ $value | humanizePercentage }} of the nodes",
-            "Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one workload that "
-            "runs everywhere.",
-            runbook("{{ $labels.type }}"),
-        ),
+        *(_widespread(severity) for severity in Severity),
         Alert(
             "NodediagConditionFlapping",
             'changes(nodediag_condition{status="True"}[30m]) > 6',
@@ -240,4 +230,25 @@ def _beyond_one_condition() -> tuple[Alert, ...]:
             "No other alert tells of it: the rules may be older than the agent.",
             runbook("{{ $labels.type }}"),
         ),
+    )
+
+
+def _widespread(severity: Severity) -> Alert:
+    """Return the alert about many nodes with a reason of this urgency: many zombies are no more urgent than some."""
+    reasons = "|".join(
+        reason for text in TEXTS.values() for reason, urgency in text.reasons.items() if urgency.severity is severity
+    )
+    nodes = f'{FINDING_NODES}{{reason=~"{reasons}"}}'
+    return Alert(
+        "NodediagConditionWidespread",
+        f"{nodes} / on (type) group_left sum by (type) ({CONDITION_SUM}) > {WIDESPREAD_SHARE} "
+        f"and {nodes} >= {WIDESPREAD_NODES}",
+        "5m",
+        f"A twentieth of the nodes and at least {WIDESPREAD_NODES}: nodes rarely fail together by chance, and this one "
+        "alert can then stand for those of all nodes (inhibit them by it). As urgent as its reason.",
+        severity,
+        "{{ $labels.type }} ({{ $labels.reason }}) on {{ $value | humanizePercentage }} of the nodes",
+        "Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one workload that runs "
+        "everywhere.",
+        runbook("{{ $labels.type }}"),
     )

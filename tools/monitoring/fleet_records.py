@@ -13,7 +13,7 @@ QUANTILES = ("0.5", "0.99")
 UP_SUM, UP_COUNT = "nodediag:up:sum", "nodediag:up:count"
 CONDITION_SUM = "type_status:nodediag_condition:sum"
 TRUE_SUM = f'{CONDITION_SUM}{{status="True"}}'
-TRUE_RATIO = "type:nodediag_condition_true:avg"
+TRUE_RATIO = "type:nodediag_condition_true:ratio"
 FINDING_NODES = "type_reason:nodediag_findings:nodes"
 NODES_WRONG, NODES_UNKNOWN = "nodediag:nodes_wrong:count", "nodediag:nodes_unknown:count"
 SHIMS = "state:nodediag_shims:sum"
@@ -46,10 +46,15 @@ def _counts() -> tuple[Record, ...]:
         Record(CONDITION_SUM, "sum by (type, status) (nodediag_condition)", "Nodes by condition and status."),
         Record(
             TRUE_RATIO,
-            'avg by (type) (nodediag_condition{status="True"})',
-            "The share of nodes with a condition True, of those that have it at all.",
+            f"sum by (type) ({TRUE_SUM}) / sum by (type) ({CONDITION_SUM})",
+            "The share of nodes with a condition True, of those that have it at all. From what was just recorded: "
+            "adding all nodes up is what costs.",
         ),
-        Record(FINDING_NODES, "sum by (type, reason) (nodediag_findings > bool 0)", "Nodes by reason."),
+        Record(
+            FINDING_NODES,
+            "count by (type, reason) (nodediag_findings > 0)",
+            "Nodes by reason; only where there are any, since to group what is 0 costs as much.",
+        ),
         _nodes(NODES_WRONG, "True", "Nodes with any condition True; 0 if there is none."),
         _nodes(NODES_UNKNOWN, "Unknown", "Nodes with any condition Unknown."),
         Record(SHIMS, "sum by (state) (nodediag_shims)", "Shims of the whole fleet by state."),

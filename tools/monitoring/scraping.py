@@ -72,6 +72,10 @@ SCRAPE_CONFIG = f"""\
     - source_labels: [__meta_kubernetes_pod_container_port_name]
       regex: metrics
       action: keep
+    # An evicted pod stays on the list with its node's address, where its successor answers by now.
+    - source_labels: [__meta_kubernetes_pod_phase]
+      regex: Failed|Succeeded
+      action: drop
     - source_labels: [__meta_kubernetes_pod_node_name]
       target_label: node
 """

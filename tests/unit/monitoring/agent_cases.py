@@ -1,42 +1,15 @@
-"""The alerts that no condition has: about the agents themselves, and about many nodes at once."""
+"""The alerts about the agents themselves: how each comes to fire, and what it then says."""
 
-from tests.unit.monitoring.promtool import Case, scraped_from
+from tests.unit.monitoring.fleet_cases import MINUTE, condition
+from tests.unit.monitoring.promtool import Case, labelled, rising, scraped_from, values
 
 DETECTOR = {"detector": "conntrack_dns"}
-HOUR, MINUTE = 120, 2
-"""In scrapes, of which there are two a minute."""
-
-
-def _values(*runs: tuple[str, int]) -> str:
-    """Return each value so many times."""
-    return " ".join(" ".join([value] * times) for value, times in runs)
-
-
-def _rising(start: int, by: int, times: int) -> str:
-    return " ".join(str(start + n * by) for n in range(times))
-
-
-def _on(name: str, node: str, **labels: str) -> str:
-    """Return a series scraped from a node."""
-    pairs = ",".join(f'{key}="{value}"' for key, value in {**scraped_from(node), **labels}.items())
-    return f"{name}{{{pairs}}}"
+HOUR = 60 * MINUTE
+"""In scrapes."""
 
 
 def _up(node: str, *runs: tuple[str, int]) -> tuple[str, str]:
-    return f'up{{job="nodediag",instance="{node}:9797",node="{node}"}}', _values(*runs)
-
-
-def _condition(node: str, status: str, *runs: tuple[str, int]) -> tuple[str, str]:
-    return _on("nodediag_condition", node, type="DNSUnavailable", status=status), _values(*runs)
-
-
-def _fleet(kind: str, sick: int, of: int, minutes: int) -> dict[str, str]:
-    """Return a condition of a fleet, which some nodes have from minute 10 on for so many minutes."""
-    well, ill = _values(("0", 40 * MINUTE)), _values(("0", 10 * MINUTE), ("1", minutes * MINUTE), ("0", 30 * MINUTE))
-    return {
-        _on("nodediag_condition", f"n{number}", type=kind, status="True"): ill if number < sick else well
-        for number in range(of)
-    }
+    return f'up{{job="nodediag",instance="{node}:9797",node="{node}"}}', values(*runs)
 
 
 REACH_CASES = (
@@ -93,9 +66,9 @@ REACH_CASES = (
         name="a node without an agent",
         alert="NodediagNodeWithoutAgent",
         series={
-            'kube_node_info{node="well",instance="kube-state-metrics:8080",kernel_version="6.1"}': _values(("1", 80)),
-            'kube_node_info{node="sick",instance="kube-state-metrics:8080",kernel_version="6.1"}': _values(("1", 80)),
-            'kube_node_info{node="blip",instance="kube-state-metrics:8080",kernel_version="6.1"}': _values(("1", 80)),
+            'kube_node_info{node="well",instance="kube-state-metrics:8080",kernel_version="6.1"}': values(("1", 80)),
+            'kube_node_info{node="sick",instance="kube-state-metrics:8080",kernel_version="6.1"}': values(("1", 80)),
+            'kube_node_info{node="blip",instance="kube-state-metrics:8080",kernel_version="6.1"}': values(("1", 80)),
             **dict(
                 [
                     _up("well", ("1", 80)),
@@ -116,9 +89,9 @@ REACH_CASES = (
         name="restarted again and again",
         alert="NodediagRestarting",
         series={
-            _on("process_start_time_seconds", "well"): _values(("100", 2 * HOUR)),
-            _on("process_start_time_seconds", "blip"): _values(("100", 10), ("500", 10), ("900", 2 * HOUR)),
-            _on("process_start_time_seconds", "sick"): _values(
+            labelled("process_start_time_seconds", "well"): values(("100", 2 * HOUR)),
+            labelled("process_start_time_seconds", "blip"): values(("100", 10), ("500", 10), ("900", 2 * HOUR)),
+            labelled("process_start_time_seconds", "sick"): values(
                 ("100", 10), ("400", 10), ("700", 10), ("1000", 10), ("1300", 2 * HOUR)
             ),
         },
@@ -137,9 +110,9 @@ LOOK_CASES = (
         name="stuck in a look",
         alert="NodediagDetectorOverdue",
         series={
-            _on("nodediag_detector_overdue", "well", **DETECTOR): _values(("0", 60)),
-            _on("nodediag_detector_overdue", "blip", **DETECTOR): _values(("0", 20), ("1", 10), ("0", 30)),
-            _on("nodediag_detector_overdue", "sick", **DETECTOR): _values(("0", 20), ("1", 14), ("0", 26)),
+            labelled("nodediag_detector_overdue", "well", **DETECTOR): values(("0", 60)),
+            labelled("nodediag_detector_overdue", "blip", **DETECTOR): values(("0", 20), ("1", 10), ("0", 30)),
+            labelled("nodediag_detector_overdue", "sick", **DETECTOR): values(("0", 20), ("1", 14), ("0", 26)),
         },
         quiet_at=(14 * 60 + 30, 17 * 60),
         fires_at=15 * 60,
@@ -153,12 +126,12 @@ LOOK_CASES = (
         name="failing, which an overdue look is not",
         alert="NodediagDetectorFailing",
         series={
-            _on("nodediag_detector_success", "well", **DETECTOR): _values(("1", 80)),
-            _on("nodediag_detector_success", "blip", **DETECTOR): _values(("1", 20), ("0", 20), ("1", 40)),
-            _on("nodediag_detector_success", "sick", **DETECTOR): _values(("1", 20), ("0", 24), ("1", 36)),
-            _on("nodediag_detector_overdue", "sick", **DETECTOR): _values(("0", 80)),
-            _on("nodediag_detector_success", "overdue", **DETECTOR): _values(("0", 80)),
-            _on("nodediag_detector_overdue", "overdue", **DETECTOR): _values(("1", 80)),
+            labelled("nodediag_detector_success", "well", **DETECTOR): values(("1", 80)),
+            labelled("nodediag_detector_success", "blip", **DETECTOR): values(("1", 20), ("0", 20), ("1", 40)),
+            labelled("nodediag_detector_success", "sick", **DETECTOR): values(("1", 20), ("0", 24), ("1", 36)),
+            labelled("nodediag_detector_overdue", "sick", **DETECTOR): values(("0", 80)),
+            labelled("nodediag_detector_success", "overdue", **DETECTOR): values(("0", 80)),
+            labelled("nodediag_detector_overdue", "overdue", **DETECTOR): values(("1", 80)),
         },
         quiet_at=(19 * 60 + 30, 22 * 60),
         fires_at=20 * 60,
@@ -172,13 +145,13 @@ LOOK_CASES = (
         name="not running",
         alert="NodediagDetectorNotRunning",
         series={  # the clock of promtool begins at 0
-            _on("nodediag_detector_last_run_timestamp_seconds", "well", **DETECTOR): _rising(0, 30, 4 * HOUR),
-            _on("nodediag_detector_last_run_timestamp_seconds", "sick", **DETECTOR): _values(
+            labelled("nodediag_detector_last_run_timestamp_seconds", "well", **DETECTOR): rising(0, 30, 4 * HOUR),
+            labelled("nodediag_detector_last_run_timestamp_seconds", "sick", **DETECTOR): values(
                 ("0", 130 * MINUTE), ("7800", 60)
             ),
-            _on("nodediag_detector_overdue", "sick", **DETECTOR): _values(("0", 4 * HOUR)),
-            _on("nodediag_detector_last_run_timestamp_seconds", "overdue", **DETECTOR): _values(("0", 4 * HOUR)),
-            _on("nodediag_detector_overdue", "overdue", **DETECTOR): _values(("1", 4 * HOUR)),
+            labelled("nodediag_detector_overdue", "sick", **DETECTOR): values(("0", 4 * HOUR)),
+            labelled("nodediag_detector_last_run_timestamp_seconds", "overdue", **DETECTOR): values(("0", 4 * HOUR)),
+            labelled("nodediag_detector_overdue", "overdue", **DETECTOR): values(("1", 4 * HOUR)),
         },
         quiet_at=(7200 + 300, 7800),
         fires_at=7230 + 300,
@@ -193,10 +166,10 @@ LOOK_CASES = (
         alert="NodediagConditionUnknown",
         series=dict(
             [
-                _condition("well", "Unknown", ("0", 100)),
-                _condition("blip", "Unknown", ("1", 60), ("0", 40)),
-                _condition("sick", "Unknown", ("1", 64), ("0", 36)),
-                _condition("sick", "True", ("0", 100)),
+                condition("well", "Unknown", ("0", 100)),
+                condition("blip", "Unknown", ("1", 60), ("0", 40)),
+                condition("sick", "Unknown", ("1", 64), ("0", 36)),
+                condition("sick", "True", ("0", 100)),
             ]
         ),
         quiet_at=(29 * 60 + 30, 32 * 60),
@@ -214,12 +187,12 @@ FOOTPRINT_CASES = (
         name="looks are thrown away",
         alert="NodediagLooksDiscarded",
         series={
-            _on("nodediag_looks_discarded_total", "well", **DETECTOR): _values(("7", 120)),
-            _on("nodediag_looks_discarded_total", "blip", **DETECTOR): _values(("0", 20), ("9", 100)),
-            _on("nodediag_looks_discarded_total", "two in 15 min", **DETECTOR): " ".join(
+            labelled("nodediag_looks_discarded_total", "well", **DETECTOR): values(("7", 120)),
+            labelled("nodediag_looks_discarded_total", "blip", **DETECTOR): values(("0", 20), ("9", 100)),
+            labelled("nodediag_looks_discarded_total", "two in 15 min", **DETECTOR): " ".join(
                 str(n // 15) for n in range(120)
             ),
-            _on("nodediag_looks_discarded_total", "sick", **DETECTOR): f"{_values(('0', 20))} {_rising(1, 1, 60)}",
+            labelled("nodediag_looks_discarded_total", "sick", **DETECTOR): f"{values(('0', 20))} {rising(1, 1, 60)}",
         },
         quiet_at=(11 * 60 + 900 - 30, 60 * 60),
         fires_at=11 * 60 + 900,  # three are thrown away by the scrape at minute 11
@@ -233,9 +206,9 @@ FOOTPRINT_CASES = (
         name="stands still",
         alert="NodediagStalled",
         series={
-            _on("nodediag_self_stall_seconds_total", "well"): _rising(0, 3, 120),
-            _on("nodediag_self_stall_seconds_total", "blip"): f"{_values(('0', 20))} {_values(('120', 100))}",
-            _on("nodediag_self_stall_seconds_total", "sick"): f"{_values(('0', 20))} {_rising(15, 15, 100)}",
+            labelled("nodediag_self_stall_seconds_total", "well"): rising(0, 3, 120),
+            labelled("nodediag_self_stall_seconds_total", "blip"): f"{values(('0', 20))} {values(('120', 100))}",
+            labelled("nodediag_self_stall_seconds_total", "sick"): f"{values(('0', 20))} {rising(15, 15, 100)}",
         },
         quiet_at=(30 * 60 - 30,),
         fires_at=30 * 60,  # half of the time from minute 10 on is more than a quarter of ten minutes at minute 15
@@ -248,8 +221,8 @@ FOOTPRINT_CASES = (
         name="series are dropped",
         alert="NodediagSeriesDropped",
         series={
-            _on("nodediag_series_dropped_total", "well"): _values(("5", 300)),
-            _on("nodediag_series_dropped_total", "sick"): _values(("0", 20), ("1", 280)),
+            labelled("nodediag_series_dropped_total", "well"): values(("5", 300)),
+            labelled("nodediag_series_dropped_total", "sick"): values(("0", 20), ("1", 280)),
         },
         quiet_at=(19 * 30, 20 * 30 + 3600 + 60),
         fires_at=20 * 30,
@@ -263,9 +236,9 @@ FOOTPRINT_CASES = (
         name="too many series",
         alert="NodediagTooManySeries",
         series={
-            _on("scrape_samples_scraped", "well"): _values(("210", 80)),
-            _on("scrape_samples_scraped", "blip"): _values(("210", 10), ("501", 30), ("210", 40)),
-            _on("scrape_samples_scraped", "sick"): _values(("210", 10), ("501", 34), ("210", 36)),
+            labelled("scrape_samples_scraped", "well"): values(("210", 80)),
+            labelled("scrape_samples_scraped", "blip"): values(("210", 10), ("501", 30), ("210", 40)),
+            labelled("scrape_samples_scraped", "sick"): values(("210", 10), ("501", 34), ("210", 36)),
         },
         quiet_at=(19 * 60 + 30, 22 * 60),
         fires_at=20 * 60,
@@ -282,13 +255,13 @@ RIGHTS_CASES = (
         name="the kubelet refuses",
         alert="NodediagKubeletApiRefused",
         series={
-            _on("nodediag_kubelet_api_requests_total", "well", path="/pods", code="200"): _rising(0, 1, 120),
-            _on("nodediag_kubelet_api_requests_total", "well", path="/pods", code="403"): _values(("8", 120)),
-            _on("nodediag_kubelet_api_requests_total", "blip", path="/pods", code="403"): _values(
+            labelled("nodediag_kubelet_api_requests_total", "well", path="/pods", code="200"): rising(0, 1, 120),
+            labelled("nodediag_kubelet_api_requests_total", "well", path="/pods", code="403"): values(("8", 120)),
+            labelled("nodediag_kubelet_api_requests_total", "blip", path="/pods", code="403"): values(
                 ("0", 20), ("1", 100)
             ),
-            _on("nodediag_kubelet_api_requests_total", "sick", path="/pods", code="403"): (
-                f"{_values(('0', 20))} {_rising(1, 1, 20)} {_values(('20', 100))}"
+            labelled("nodediag_kubelet_api_requests_total", "sick", path="/pods", code="403"): (
+                f"{values(('0', 20))} {rising(1, 1, 20)} {values(('20', 100))}"
             ),
         },
         quiet_at=(10 * 60 + 900 - 30, 40 * 60),
@@ -303,7 +276,7 @@ RIGHTS_CASES = (
 
 
 def _remediations(node: str, outcome: str, values: str) -> dict[str, str]:
-    return {_on("nodediag_remediations_total", node, action="KillShim", outcome=outcome): values}
+    return {labelled("nodediag_remediations_total", node, action="KillShim", outcome=outcome): values}
 
 
 def _remediation(name: str, outcome: str, sick: str, fires_at: int, over_at: int) -> Case:
@@ -311,9 +284,9 @@ def _remediation(name: str, outcome: str, sick: str, fires_at: int, over_at: int
         name=name,
         alert="NodediagRemediationFailed",
         series={
-            **_remediations("well", "verified", _rising(0, 1, 100)),
-            **_remediations("dry", "dry_run", _rising(0, 1, 100)),
-            **_remediations("old", outcome, _values(("3", 100))),
+            **_remediations("well", "verified", rising(0, 1, 100)),
+            **_remediations("dry", "dry_run", rising(0, 1, 100)),
+            **_remediations("old", outcome, values(("3", 100))),
             **_remediations("sick", outcome, sick),
         },
         quiet_at=(fires_at - 30, over_at),
@@ -327,70 +300,10 @@ def _remediation(name: str, outcome: str, sick: str, fires_at: int, over_at: int
 
 
 REMEDIATION_CASES = (
-    _remediation("the first of its kind", "ineffective", _values(("_", 40), ("1", 60)), 20 * 60, 36 * 60),
-    _remediation("one more", "failed", _values(("2", 40), ("3", 60)), 20 * 60, 36 * 60),
-    _remediation("cut off", "interrupted", _values(("_", 40), ("1", 60)), 20 * 60, 36 * 60),
+    _remediation("the first of its kind", "ineffective", values(("_", 40), ("1", 60)), 20 * 60, 36 * 60),
+    _remediation("one more", "failed", values(("2", 40), ("3", 60)), 20 * 60, 36 * 60),
+    _remediation("cut off", "interrupted", values(("_", 40), ("1", 60)), 20 * 60, 36 * 60),
 )
 
-BEYOND_CASES = (
-    Case(
-        name="on a tenth of the nodes",
-        alert="NodediagConditionWidespread",
-        series={
-            **_fleet("DNSUnavailable", sick=4, of=40, minutes=7),
-            **_fleet("KubeletHealthzFailing", sick=2, of=10, minutes=20),
-            **_fleet("ConntrackDNSRace", sick=4, of=100, minutes=20),
-        },
-        quiet_at=(14 * 60 + 30, 17 * 60),
-        fires_at=15 * 60,
-        labels={"type": "DNSUnavailable", "severity": "critical"},
-        summary="DNSUnavailable on 10% of the nodes",
-        description="Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one "
-        "workload that runs everywhere.",
-        runbook="runbooks/DNSUnavailable.md",
-    ),
-    Case(
-        name="comes and goes",
-        alert="NodediagConditionFlapping",
-        series=dict(
-            [
-                _condition("well", "True", ("0", 160)),
-                _condition("steady", "True", ("0", 20), ("1", 140)),
-                _condition("blip", "True", *([("0", 2), ("1", 2)] * 3), ("0", 148)),
-                _condition("sick", "True", *([("0", 2), ("1", 2)] * 20), ("0", 80)),
-            ]
-        ),
-        quiet_at=(12 * 60 - 30, 70 * 60),
-        fires_at=12 * 60,  # it changes every minute, the seventh time at minute 7
-        labels={**scraped_from("sick"), "type": "DNSUnavailable", "status": "True", "severity": "warning"},
-        summary="sick: DNSUnavailable comes and goes",
-        description="It changed 12 times in half an hour.",
-        runbook="runbooks/DNSUnavailable.md",
-    ),
-    Case(
-        name="a condition these rules do not know",
-        alert="NodediagConditionTrue",
-        series={
-            **dict(
-                [
-                    _condition("well", "True", ("0", 160)),
-                    _condition("known", "True", ("0", 20), ("1", 140)),
-                    _condition("blip", "True", ("0", 20), ("1", 40), ("0", 100)),
-                    _condition("sick", "True", ("0", 20), ("1", 44), ("0", 96)),
-                ]
-            ),
-            _on("nodediag_findings", "known", type="DNSUnavailable", reason="ServerUnreachable"): _values(
-                ("0", 20), ("1", 140)
-            ),
-        },
-        quiet_at=(29 * 60 + 30, 32 * 60),
-        fires_at=30 * 60,
-        labels={**scraped_from("sick"), "type": "DNSUnavailable", "status": "True", "severity": "warning"},
-        summary="sick: DNSUnavailable is True",
-        description="No other alert tells of it: the rules may be older than the agent.",
-        runbook="runbooks/DNSUnavailable.md",
-        reads_alerts=True,
-    ),
-)
 
-AGENT_CASES = (*REACH_CASES, *LOOK_CASES, *FOOTPRINT_CASES, *RIGHTS_CASES, *REMEDIATION_CASES, *BEYOND_CASES)
+AGENT_CASES = (*REACH_CASES, *LOOK_CASES, *FOOTPRINT_CASES, *RIGHTS_CASES, *REMEDIATION_CASES)

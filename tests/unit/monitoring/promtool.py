@@ -105,6 +105,22 @@ def scraped_from(node: str) -> dict[str, str]:
     return {"job": "nodediag", "instance": f"{node}:9797", "node": node}
 
 
+def values(*runs: tuple[str, int]) -> str:
+    """Return each value so many times."""
+    return " ".join(" ".join([value] * times) for value, times in runs)
+
+
+def rising(start: int, by: int, times: int) -> str:
+    """Return the values of a counter that rises evenly."""
+    return " ".join(str(start + n * by) for n in range(times))
+
+
+def labelled(name: str, node: str, **labels: str) -> str:
+    """Return a series as it is stored once it was scraped from a node, by its labels."""
+    pairs = ",".join(f'{key}="{value}"' for key, value in {**scraped_from(node), **labels}.items())
+    return f"{name}{{{pairs}}}"
+
+
 @cache
 def load(rules: Path) -> dict[str, Any]:
     """Return what a rule file holds; read once, since that takes a tenth of a second."""

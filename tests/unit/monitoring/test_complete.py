@@ -45,6 +45,11 @@ def test_every_reason_of_every_condition_has_one_alert(kind: str, reason: str) -
     assert len(rules_of(kind, reason)) == 1
 
 
+def test_no_two_conditions_share_the_name_of_a_reason() -> None:
+    """The alert about many nodes tells reasons apart by their names alone."""
+    assert len({reason for _, reason in REASONS}) == len(REASONS)
+
+
 def test_a_reason_without_words_is_refused_with_the_file_to_edit() -> None:
     others = tuple(each for each in DETECTOR_CLASSES if each is not KubeletHealthzDetector)
     with pytest.raises(

@@ -141,7 +141,7 @@ def test_nodes_are_counted_by_condition_and_reason(tmp_path: Path) -> None:
                 f'{{status="False",{pleg}}}': 0,
                 f'{{status="Unknown",{pleg}}}': 0,
             },
-            "type:nodediag_condition_true:avg": {f"{{{dns}}}": 0.25, f"{{{pleg}}}": 1},
+            "type:nodediag_condition_true:ratio": {f"{{{dns}}}": 0.25, f"{{{pleg}}}": 1},
             "type_reason:nodediag_findings:nodes": {f'{{reason="ServerSlow",{dns}}}': 1},
             "nodediag:nodes_wrong:count": {"{}": 1},
             "nodediag:nodes_unknown:count": {"{}": 1},

@@ -7,9 +7,10 @@ import pytest
 
 from tests.unit.monitoring.agent_cases import AGENT_CASES
 from tests.unit.monitoring.condition_cases import CONDITION_CASES
+from tests.unit.monitoring.fleet_cases import FLEET_CASES
 from tests.unit.monitoring.promtool import RULES, Case, load, promtool, try_case
 
-CASES = (*CONDITION_CASES, *AGENT_CASES)
+CASES = (*CONDITION_CASES, *AGENT_CASES, *FLEET_CASES)
 
 
 def test_promtool_takes_the_rules() -> None:
@@ -24,8 +25,8 @@ def test_an_alert_fires_for_a_fault_and_for_nothing_shorter(case: Case, tmp_path
 
 
 def test_every_alert_is_tried_out() -> None:
-    tried = {(case.alert, case.reason) for case in CASES}
-    assert {(rule["alert"], rule["labels"].get("reason", "")) for rule in alerts()} == tried
+    tried = {(case.alert, case.reason, case.labels["severity"]) for case in CASES}
+    assert {(rule["alert"], rule["labels"].get("reason", ""), rule["labels"]["severity"]) for rule in alerts()} == tried
 
 
 def alerts() -> list[dict[str, Any]]:

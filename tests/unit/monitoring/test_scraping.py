@@ -14,6 +14,7 @@ FOLDER = DEPLOY / "prometheus"
 DISCOVERED = {
     "__meta_kubernetes_namespace": "nodediag",
     "__meta_kubernetes_pod_name": "nodediag-x7k2p",
+    "__meta_kubernetes_pod_phase": "Running",
     "__meta_kubernetes_pod_node_name": "worker-3",
     "__meta_kubernetes_pod_container_name": "nodediag",
     "__meta_kubernetes_pod_container_port_name": "metrics",
@@ -74,9 +75,14 @@ def test_plain_series_carry_job_instance_and_node_alone(plain: dict[str, Any], t
     assert labels_of(plain["relabel_configs"], {}, tmp_path) == [WANTED]
 
 
-def test_another_port_of_the_pod_is_not_scraped(plain: dict[str, Any], tmp_path: Path) -> None:
-    other = {"__meta_kubernetes_pod_container_port_name": "grpc"}
-    assert labels_of(plain["relabel_configs"], other, tmp_path) in ([], [{}])
+@pytest.mark.parametrize(
+    "other", [{"container_port_name": "grpc"}, {"phase": "Failed"}], ids=["another port", "evicted"]
+)
+def test_what_does_not_serve_metrics_is_not_scraped(
+    plain: dict[str, Any], other: dict[str, str], tmp_path: Path
+) -> None:
+    given = {f"__meta_kubernetes_pod_{name}": value for name, value in other.items()}
+    assert labels_of(plain["relabel_configs"], given, tmp_path) in ([], [{}])
 
 
 def test_the_operators_series_carry_the_same_labels(podmonitor: dict[str, Any], tmp_path: Path) -> None:
