@@ -33,6 +33,7 @@ demo: setup-test lab-packages
 test: unit lab-packages node-packages
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
 	$(BIN)/python -m pytest tests/machine
+	$(BIN)/python -m pytest tests/image
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lane-watching lane-parts lane-remediation
 
 # In a node of its own a lane sees none of the faults that another one makes.

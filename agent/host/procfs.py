@@ -8,7 +8,7 @@ evidence alone, by who has a thread to lose (see `Procfs.file`).
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 16384
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
 """The files of a process or thread that may be had as they are."""
+CgroupNames: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 
 
 class Process(NamedTuple):
@@ -89,10 +90,14 @@ def _parse_all(lines: Iterable[bytes]) -> Iterator[Process]:
 
 
 class Procfs:
-    """Reads below one procfs root, such as /proc or /host/proc."""
+    """Reads below one procfs root, such as /proc or /host/proc.
 
-    def __init__(self, root: str) -> None:
+    `cgroup_names` puts the node's names of cgroups in place of those seen from here (see `cgroup_namespace`).
+    """
+
+    def __init__(self, root: str, cgroup_names: CgroupNames = lambda lines: lines) -> None:
         self._root = root
+        self._cgroup_names = cgroup_names
 
     def scan(self, known: Mapping[bytes, Zombie]) -> Scan:
         """Count all processes by state and return the defunct ones.
@@ -174,7 +179,8 @@ class Procfs:
 
     def cgroups(self, pid: int) -> tuple[str, ...]:
         """Return the lines of /proc/N/cgroup (cgroups(7)); empty if the process is gone."""
-        return tuple(line for line in self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n") if line)
+        lines = self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n")
+        return self._cgroup_names(tuple(line for line in lines if line))
 
     def threads(self, pid: int, limit: int) -> tuple[int, ...]:
         """Return the ids of a process's threads, at most so many. Raises OSError if it is gone."""
