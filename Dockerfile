@@ -7,13 +7,14 @@ ARG BASE
 FROM ${BASE} AS build
 ARG QUIETLY="--quiet --root-user-action ignore --disable-pip-version-check --no-cache-dir --no-compile --no-index"
 
-# pip runs from its own wheel, so the base needs none; every wheel is held against its hash in the lock.
+# pip runs from its own wheel, so the base needs none; every wheel is held against its hash in the lock, which names them
+# all (tools/lock).
 COPY build/wheels /build/wheels
 COPY requirements.lock tools/image/build-requirements.lock tools/image/assemble.py /build/
 RUN set -eu; \
     site=$(python3 /build/assemble.py site); \
     pip=$(echo /build/wheels/pip-*.whl); \
-    install() { python3 "$pip/pip" install $QUIETLY --find-links /build/wheels --require-hashes --only-binary :all: "$@"; }; \
+    install() { python3 "$pip/pip" install $QUIETLY --find-links /build/wheels --no-deps --require-hashes --only-binary :all: "$@"; }; \
     install --target "/out/packages$site" --requirement /build/requirements.lock; \
     install --target /build/tools --requirement /build/build-requirements.lock
 

@@ -13,7 +13,7 @@ NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run demo test unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image wheels lock clean
+.PHONY: run demo test lane-watching lane-parts lane-remediation unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -29,11 +29,23 @@ run: setup
 demo: setup-test lab-packages
 	@$(BIN)/python -m tests.demo
 
-## test: everything, on real parts; what watches a whole node runs one at a time
+## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
 test: unit lab-packages node-packages
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
+	$(BIN)/python -m pytest tests/machine
+	$(BIN)/python -m pytest tests/image
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lane-watching lane-parts lane-remediation
+
+# In a node of its own a lane sees none of the faults that another one makes.
+lane-watching:
+	tools/in-a-node $(BIN)/python -m pytest tests/e2e/watching
+
+lane-remediation:
+	tools/in-a-node $(BIN)/python -m pytest tests/e2e/remediation
+
+lane-parts:
 	$(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
-	$(BIN)/python -m pytest tests/lab tests/e2e
+	$(BIN)/python -m pytest tests/lab
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages
@@ -76,6 +88,11 @@ bench: setup-test lab-packages
 image: wheels
 	@tools/debian-packages $(IMAGE_PACKAGES)
 	@tools/image/build $(VERSION) build/nodediag.tar $(BASE)
+
+## image-size: say in docs/image.md how large the image is and what fills it
+image-size: image
+	@$(BIN)/python -m tools.image.contents build/nodediag.tar >docs/image.md
+	@cat docs/image.md
 
 ## wheels: download the locked wheels that the image is made of
 wheels: setup

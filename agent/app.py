@@ -13,6 +13,7 @@ from agent.detectors.defunct_processes import DefunctProcessesDetector
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector
 from agent.detectors.kubelet_pleg import SPACING, KubeletPlegDetector
 from agent.host.bundles import Bundles
+from agent.host.cgroup_namespace import CgroupNamespace
 from agent.host.cgroups import Cgroups
 from agent.host.conntrack import Conntrack
 from agent.host.dns import Dns
@@ -60,7 +61,8 @@ class Senses:
 
     def __init__(self, loaded: Loaded, clock: Clock, book: PodBook | None = None) -> None:
         settings = loaded.settings
-        self.procfs = Procfs(settings.host.proc)
+        names = CgroupNamespace(settings.host.proc, settings.host.sys)
+        self.procfs = Procfs(settings.host.proc, names.outside)
         self.cgroups = Cgroups(settings.host.sys)
         self.namespaces = Namespaces(settings.host.proc)
         self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces)

@@ -13,6 +13,7 @@ from agent.acts import REFUSAL_CODES, REFUSALS, RefusalReason
 from agent.app import DETECTOR_CLASSES, METER_CLASSES
 from agent.cli.config import as_yaml
 from agent.exporters.metrics import OWN, PREFIX
+from agent.exporters.node_conditions.exporter import NodeConditions
 from agent.model import Action
 from agent.remediation.remedy import Remedy
 from agent.settings import Settings, describe
@@ -73,7 +74,7 @@ def metrics() -> Iterator[str]:
     yield from ("# Metrics", "", "| metric | type | labels | meaning |", "|---|---|---|---|")
     watched = [metric for detector in DETECTOR_CLASSES for metric in detector.metrics]
     counted = [metric for meter in METER_CLASSES for metric in meter.metrics]
-    for metric in (*OWN, *watched, *counted):
+    for metric in (*OWN, *watched, *counted, *NodeConditions.metrics):
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         yield f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
     yield from ("", "The standard `process_*` metrics tell the agent's own footprint.")

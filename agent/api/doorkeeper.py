@@ -8,20 +8,24 @@ one thread receives callers (`agent.api.reception`) and copies bytes between the
 
 grpc sees the name our end of a connection is bound to, and so a servicer can tell who calls.
 
-Everything is bounded: connections, how long one may take to show who it is, and what is read of one side before the
-other has taken it. The thread sleeps while nothing moves.
+What listens inside is started once there is somebody to let in, in a thread of its own, since that takes a moment and
+may fail; who has come waits meanwhile. After a failure the next caller has it tried again.
+
+Everything is bounded: connections, how long one may take to show who it is or has to wait, and what is read of one
+side before the other has taken it. The thread sleeps while nothing moves.
 """
 
 import errno
 import itertools
 import logging
+import queue
 import secrets
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from agent.api.hidden import HiddenSocket
 from agent.api.reception import Arrival, NotAdmittedError, Reception, Visitor
@@ -34,6 +38,8 @@ MAX_CONNECTIONS = 128
 MAX_ARRIVALS = 32
 """Connections that have not shown yet who they are; for one more, the one that has taken longest goes."""
 ARRIVAL_SECONDS = 10.0
+OPENING_SECONDS = 60.0
+"""How long a caller is kept waiting for what is started inside: seconds even where the CPU is throttled to a tenth."""
 PIECE_BYTES = 64 * 1024
 """What is read at once, and so what may wait for the other side, in each direction."""
 ACCEPTED_AT_ONCE = 16
@@ -45,18 +51,22 @@ _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Doorkeeper:
-    """Lets callers of `listener` in to what listens at `inner.address`; owns both. `on_close` is called by its end."""
+    """Lets callers of `listener` in to what listens inside; owns both. `on_close` is called by its end.
+
+    `inside` starts what listens there and returns its socket; it is called for the first caller, and may raise.
+    """
 
     def __init__(
         self,
         listener: socket.socket,
         reception: Reception,
-        inner: HiddenSocket,
+        inside: Callable[[], HiddenSocket],
         on_close: Callable[[], object] = lambda: None,
         limit: int = MAX_CONNECTIONS,
     ) -> None:
         listener.setblocking(False)
-        self.inner = inner
+        self._inside = inside
+        self._inner: HiddenSocket | None = None
         self._listener = listener
         self._reception = reception
         self._on_close = on_close
@@ -64,6 +74,10 @@ class Doorkeeper:
         self._prefix = f"nodediag.{secrets.token_hex(16)}."
         self._numbers = itertools.count()
         self._arrivals: dict[Arrival, float] = {}
+        self._waiting: dict[Arrival, tuple[Visitor, float]] = {}
+        self._opened: queue.SimpleQueue[HiddenSocket | None] = queue.SimpleQueue()
+        self._is_opening = False
+        self._has_ended = False
         self._relays: dict[Relay, str] = {}
         self._visitors: dict[str, Visitor] = {}
         self._scratch = memoryview(bytearray(PIECE_BYTES))
@@ -76,8 +90,7 @@ class Doorkeeper:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Let callers in from now on; grpc listens. Raises OSError."""
-        self.inner.hide()
+        """Let callers in from now on. Raises OSError."""
         self._selector.register(self._bell, READ)
         self._selector.register(self._listener, READ)
         self._thread = threading.Thread(target=self._keep, name="api-door", daemon=True)
@@ -101,11 +114,34 @@ class Doorkeeper:
         self.close()
         if self._thread:
             self._thread.join(seconds + PAUSE_SECONDS)
-        self.inner.close()
+        self._has_ended = True
+        self._forget_inside()
 
     def _ring(self) -> None:
         with suppress(OSError):  # the thread has ended
             self._rope.send(b".")
+
+    def _forget_inside(self) -> None:
+        """Close what was opened and not taken up; it may be opened after the end."""
+        if self._inner:
+            self._inner.close()
+        with suppress(queue.Empty):
+            while True:
+                inner = self._opened.get_nowait()
+                if inner:
+                    inner.close()
+
+    def _open(self) -> None:
+        """Start what listens inside; in a thread of its own."""
+        inner = None
+        try:
+            inner = self._inside()
+        except Exception:
+            log.exception("callers are turned away: what serves them could not be started")
+        self._opened.put(inner)
+        self._ring()
+        if self._has_ended:
+            self._forget_inside()
 
     # -- the thread
 
@@ -121,7 +157,7 @@ class Doorkeeper:
                 else:
                     self._receive(key.data)
             self._mind_the_time()
-        for arrival in tuple(self._arrivals):
+        for arrival in (*self._arrivals, *self._waiting):
             self._turn_away(arrival)
         for relay in tuple(self._relays):
             self._drop(relay)
@@ -135,11 +171,15 @@ class Doorkeeper:
     def _seconds_to_sleep(self) -> float | None:
         moments = [moment for moment in (self._end_at, self._reopen_at) if moment is not None]
         moments += itertools.islice(self._arrivals.values(), 1)  # the first of them is due first
+        moments += (due for _, due in itertools.islice(self._waiting.values(), 1))
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _mind_the_time(self) -> None:
         now = time.monotonic()
-        for arrival in [arrival for arrival, due in self._arrivals.items() if due <= now]:
+        if self._is_opening:
+            self._welcome()
+        waiting = ((arrival, due) for arrival, (_, due) in self._waiting.items())
+        for arrival in [arrival for arrival, due in (*self._arrivals.items(), *waiting) if due <= now]:
             self._turn_away(arrival)
         if self._closing:
             self._shut()
@@ -177,12 +217,22 @@ class Doorkeeper:
         """Go on with an arrival: wait, let it in, or turn it away."""
         if arrival not in self._arrivals:
             return  # turned away in this very round
-        try:
+        with self._shutting_out(arrival):
             found = arrival.step()
-            if isinstance(found, Visitor):
-                self._let_in(arrival, found)
-            else:
+            if not isinstance(found, Visitor):
                 self._wait_for(arrival.socket, found, arrival)
+            elif len(self._relays) + len(self._waiting) >= self._limit:
+                raise NotAdmittedError("a caller was shut out: there are too many connections", limit=self._limit)
+            elif self._inner is None:
+                self._keep_waiting(arrival, found)
+            else:
+                self._let_in(arrival, found, self._inner)
+
+    @contextmanager
+    def _shutting_out(self, arrival: Arrival) -> Iterator[None]:
+        """Turn an arrival away if the block fails with it, and say why."""
+        try:
+            yield
         except NotAdmittedError as refused:
             self._tell(str(refused), **refused.what)
         except OSError as error:
@@ -193,17 +243,40 @@ class Doorkeeper:
             return
         self._turn_away(arrival)
 
-    def _let_in(self, arrival: Arrival, visitor: Visitor) -> None:
-        if len(self._relays) >= self._limit:
-            raise NotAdmittedError("a caller was shut out: there are too many connections", limit=self._limit)
+    def _keep_waiting(self, arrival: Arrival, visitor: Visitor) -> None:
+        """Leave what it says where it is until somebody listens inside."""
+        with suppress(KeyError):
+            self._selector.unregister(arrival.socket)
+        del self._arrivals[arrival]
+        self._waiting[arrival] = (visitor, time.monotonic() + OPENING_SECONDS)
+        if not self._is_opening:
+            self._is_opening = True
+            threading.Thread(target=self._open, name="api-opening", daemon=True).start()
+
+    def _welcome(self) -> None:
+        """Let in who has waited, if somebody listens inside now; turn them away if nobody could be had to."""
+        try:
+            self._inner = self._opened.get_nowait()
+        except queue.Empty:
+            return
+        self._is_opening = False
+        for arrival, (visitor, _) in tuple(self._waiting.items()):
+            if self._inner is None:
+                self._turn_away(arrival)
+            else:
+                with self._shutting_out(arrival):
+                    self._let_in(arrival, visitor, self._inner)
+
+    def _let_in(self, arrival: Arrival, visitor: Visitor, inner: HiddenSocket) -> None:
         name = f"{self._prefix}{next(self._numbers)}"
         self._visitors[name] = visitor  # before grpc can ask
         try:
-            inside = self.inner.connect(name)
+            inside = inner.connect(name)
         except OSError:
             del self._visitors[name]
             raise
-        del self._arrivals[arrival]
+        self._arrivals.pop(arrival, None)
+        self._waiting.pop(arrival, None)
         relay = Relay(arrival.socket, inside, self._scratch)
         self._relays[relay] = name
         self._await(relay)
@@ -240,7 +313,7 @@ class Doorkeeper:
             self._selector.modify(side, mask, data)
 
     def _turn_away(self, arrival: Arrival) -> None:
-        if self._arrivals.pop(arrival, None) is not None:
+        if self._arrivals.pop(arrival, None) is not None or self._waiting.pop(arrival, None) is not None:
             with suppress(KeyError):
                 self._selector.unregister(arrival.socket)
             arrival.socket.close()

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.settings import Loaded, Settings, SettingsError, endpoint_problem, load
+from agent.values import GRPC_SOCKET, endpoint_problem
 
 if TYPE_CHECKING:
     from agent.client import Client
+    from agent.settings import Loaded
 
 
 def add_config(parser: argparse._ActionsContainer) -> None:
@@ -24,14 +25,13 @@ def add_config(parser: argparse._ActionsContainer) -> None:
 
 def add_endpoint(parser: argparse.ArgumentParser) -> None:
     """Add `--endpoint`, and what a client over TCP shows and trusts; see `client_of`."""
-    default = Settings().grpc.listen
     group = parser.add_argument_group("the agent")
     group.add_argument(
         "--endpoint",
         type=_endpoint,
-        default=default,
+        default=GRPC_SOCKET,
         metavar="unix:PATH|HOST:PORT",
-        help=f"where the agent serves its API: its setting grpc.listen (default: {default})",
+        help=f"where the agent serves its API: its setting grpc.listen (default: {GRPC_SOCKET})",
     )
     group.add_argument("--cert", metavar="FILE", help="over TCP: your certificate, which names you to the agent")
     group.add_argument("--key", metavar="FILE", help="over TCP: its private key")
@@ -54,8 +54,10 @@ def _endpoint(text: str) -> str:
     return text
 
 
-def load_or_explain(path: Path | None) -> Loaded | None:
+def load_or_explain(path: Path | None) -> "Loaded | None":
     """Load the settings; if they cannot be used, say every mistake on standard error and return None."""
+    from agent.settings import SettingsError, load  # noqa: PLC0415 - they know every detector, and clients know none
+
     try:
         return load(path)
     except SettingsError as error:

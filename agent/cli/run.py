@@ -6,11 +6,12 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from agent import __version__, app, logs
 from agent.acts import Caller
-from agent.api.endpoint import EndpointError, EndpointInUseError, Place, TlsFiles
+from agent.api.endpoint import EndpointError, EndpointInUseError, Place, TlsFiles, is_unix
 from agent.cli.arguments import add_config, load_or_explain
 from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.clock import Clock, StallMeter
@@ -23,7 +24,9 @@ from agent.settings import GrpcSettings, Loaded
 
 if TYPE_CHECKING:
     from agent.act_flow import ActFlow
+    from agent.api.grpc_server import Service
     from agent.api.server import ApiServer
+    from agent.exporters.node_conditions.exporter import NodeConditions
 
 NAME = "run"
 HELP = "watch this node until told to stop (the daemon)"
@@ -83,12 +86,18 @@ class Supervisor:
         self._agent = app.build(loaded, clock)
         self._acting = _act_flow(loaded, clock, self._agent)
         tally = self._acting.engine.tally if self._acting else dict
-        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, self._agent.meters)
+        self._node_conditions = _node_conditions(loaded, clock, self._agent)
+        own = (self._node_conditions,) if self._node_conditions else ()
+        meters = (*self._agent.meters, *own)
+        metrics = Metrics(self._agent.board, clock, self._agent.detectors, __version__, tally, meters)
         site = Site(self._agent.board, self._alive, metrics.expose)
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)
         self._api_is_asked_for = loaded.is_set("grpc.listen")
-        self._api = _api(loaded, self._agent, self._acting) if self._acting else None
+        self._api: ApiServer | None = None
+        self._local_api: ApiServer | None = None
+        if self._acting:
+            self._api, self._local_api = _apis(loaded, self._agent, self._acting)
 
     def run(self) -> int:
         """Serve and watch until a signal comes."""
@@ -112,16 +121,21 @@ class Supervisor:
         log.info("started", extra={"version": __version__, **parts})
         for runner in runners:
             runner.start()
+        if self._node_conditions:
+            self._node_conditions.start()
         while not self._stop.wait(TICK_SECONDS):
             self._beat = self._clock.awake()
             for runner in runners:
                 runner.check_overdue()
         for runner in runners:
             runner.stop()
+        if self._node_conditions:
+            self._node_conditions.stop()
         if self._acting:
             self._acting.engine.stop()
-        if self._api:
-            self._api.stop()
+        for server in (self._api, self._local_api):
+            if server:
+                server.stop()
         self._http.stop()
 
     def _start_api(self) -> None:
@@ -138,6 +152,12 @@ class Supervisor:
                 raise
             log.warning("no API is served", extra={"why": str(error)})
             self._api = None
+        try:
+            if self._local_api:
+                self._local_api.start()
+        except EndpointError as error:
+            log.warning("no API is served to those on this node", extra={"why": str(error)})
+            self._local_api = None
 
     def _alive(self) -> bool:
         return self._clock.awake() - self._beat < ALIVE_SECONDS
@@ -152,17 +172,36 @@ def _act_flow(loaded: Loaded, clock: Clock, agent: app.Agent) -> "ActFlow | None
     return act_flow.build(loaded, clock, agent.board)
 
 
-def _api(loaded: Loaded, agent: app.Agent, acting: "ActFlow") -> "ApiServer":
-    """Return the API that is to be served."""
+def _node_conditions(loaded: Loaded, clock: Clock, agent: app.Agent) -> "NodeConditions | None":
+    """Return the part that tells the API server, if it is switched on."""
+    if not loaded.settings.node_conditions.enabled:
+        return None
+    from agent import telling  # noqa: PLC0415 - it brings TLS and the kubernetes package
+
+    return telling.build(loaded.settings, clock, agent.board)
+
+
+def _apis(loaded: Loaded, agent: app.Agent, acting: "ActFlow") -> "tuple[ApiServer, ApiServer | None]":
+    """Return the API that is to be served; and where that is over TCP, the same on the default Unix socket.
+
+    So root on the node has a way in that takes no certificate, and `kubectl exec` into the pod works as ever.
+    """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or every stranger writes a line into our log
-    from agent.api.diagnostics import Diagnostics  # noqa: PLC0415 - without the API, its 13 MiB are not spent
-    from agent.api.remediation import remediation  # noqa: PLC0415
-    from agent.api.server import ApiServer, diagnostics  # noqa: PLC0415
+    from agent.api.server import ApiServer  # noqa: PLC0415 - without the API, its memory is not spent
 
     feed = Feed(agent.board)
     types = app.condition_types(agent.detectors)
-    services = [diagnostics(Diagnostics(agent.board, feed, types, acting.evidence)), remediation(acting.engine)]
-    return ApiServer(_place(loaded.settings.grpc), agent.board, feed, services)
+
+    def services() -> "Collection[Service]":
+        from agent.api.diagnostics import Diagnostics  # noqa: PLC0415 - nor is grpc's, until somebody calls
+        from agent.api.grpc_server import diagnostics  # noqa: PLC0415
+        from agent.api.remediation import remediation  # noqa: PLC0415
+
+        return [diagnostics(Diagnostics(agent.board, feed, types, acting.evidence)), remediation(acting.engine)]
+
+    place = _place(loaded.settings.grpc)
+    local = None if is_unix(place.listen) else ApiServer(Place(GrpcSettings().listen), agent.board, feed, services)
+    return ApiServer(place, agent.board, feed, services), local
 
 
 def _place(grpc: GrpcSettings) -> Place:

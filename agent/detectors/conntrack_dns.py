@@ -44,7 +44,9 @@ from agent.detectors.conntrack_findings import PRESSURE, pressure
 from agent.detectors.dns_findings import UNAVAILABLE, unavailable
 from agent.detectors.race_findings import RACE, race
 from agent.host.conntrack import EVENTS, ConntrackSample, Flows, NotTrackedError, rise
-from agent.host.dns import DnsServer, DnsServers, Exchange, Fate
+from agent.host.dns import Exchange
+from agent.host.dns_conversation import Fate
+from agent.host.dns_servers import DnsServer, DnsServers
 from agent.model import CannotSeeError, CheckResult, Metric, MetricKind, NotApplicableError, PodRef, Sample
 from agent.schema import DetectorSettings, setting
 

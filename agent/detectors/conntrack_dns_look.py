@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.host.conntrack import ConntrackSample, DnsFlow, Flows, Rise, rise
-from agent.host.dns import DnsServers, Exchange, Fate, Query
+from agent.host.dns import Exchange
+from agent.host.dns_conversation import Fate, Query
+from agent.host.dns_servers import DnsServers
 from agent.model import Finding, PodRef
 
 SECOND_LOOK = "the packet counters need a second look; it follows at once"

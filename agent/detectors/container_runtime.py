@@ -149,21 +149,32 @@ class ContainerRuntimeDetector:
                 return CheckResult(unknown={UNRESPONSIVE: text})
 
     def _expect_containerd(self) -> None:
+        address = Path(self._address)
         try:
-            if self._explicit or Path(self._address).exists() or _has_bundles(self._tasks):
+            if address.exists() or _has_bundles(self._tasks) or (self._explicit and _in_use(address.parent)):
                 return
         except OSError as error:
             raise CannotSeeError(f"{error.filename} cannot be looked into: {error.strerror}") from None
         process = self._service.look(urgent=False).process
-        if process is not None:
+        if process is not None:  # a containerd that has lost its socket has the folder still: here, nothing is mounted
             raise CannotSeeError(
-                f"a containerd runs as pid {process.pid}, but there is no socket at {self._address}: mount its folder "
-                "here at the same path, or set containerd.address"
+                f"a containerd runs as pid {process.pid}, but there is no socket at {self._address}: mount "
+                f"{address.parent} here at the same path, or set containerd.address"
             )
+        if self._explicit:
+            return
         raise NotApplicableError(
             f"there is no containerd at {self._address} and no container of it under {self._tasks}; "
             "set containerd.address if one is expected"
         )
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether there is anything in a folder; where nothing is mounted it is empty, or is not there."""
+    try:
+        return any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _has_bundles(tasks: Path) -> bool:

@@ -230,7 +230,8 @@ class ContainerdShimDetector:
             ago = None if answered_at is None else now - answered_at
             suspect = shim.address in ages or answer.states_waiting
             wchan, frozen = self._process_state(shim.process if suspect else None)
-            yield SeenShim(shim, answer, ages.get(shim.address, 0.0), ago, wchan, frozen)
+            hidden = self._cgroups.hidden(self._procfs.cgroups(shim.process.pid)) if suspect and shim.process else ""
+            yield SeenShim(shim, answer, ages.get(shim.address, 0.0), ago, wchan, frozen, hidden)
 
     def _process_state(self, process: Process | None) -> tuple[str, str]:
         """Where a process sleeps, and the frozen cgroup that holds it."""

@@ -93,6 +93,7 @@ class Parent:
     owner: CgroupOwner | None = None
     pids: tuple[int, int] | None = None
     frozen_cgroup: str = ""
+    cgroups_hidden: str = ""
     growth_per_second: float | None = None
 
 
@@ -220,6 +221,7 @@ class DefunctProcessesDetector:
             owner=owner,
             pids=self._cgroups.pids(lines),
             frozen_cgroup=self._cgroups.frozen(lines),
+            cgroups_hidden=self._cgroups.hidden(lines),
             growth_per_second=_trend([(at, by_parent[pid]) for at, by_parent in self._looks]),
         )
 
@@ -336,7 +338,8 @@ def _why_not_reaping(parent: Parent, process: Process) -> tuple[str, Action]:
         return "a shim does not reap what an exec left behind; restarting the pod ends both", Action.NONE
     if parent.owner is None:
         return "it is no container's process: restart the service it belongs to", Action.NONE
-    return f"look for an exec probe or a script that runs {parent.comm}", Action.SIGNAL_PARENT
+    unseen = f"; its pod's limit of pids cannot be seen ({parent.cgroups_hidden})" if parent.cgroups_hidden else ""
+    return f"look for an exec probe or a script that runs {parent.comm}{unseen}", Action.SIGNAL_PARENT
 
 
 def _target(parent: Parent, boot_id: str) -> Target:

@@ -15,7 +15,8 @@ from agent.detectors.conntrack_dns_look import (
     sent_queries,
     times_of,
 )
-from agent.host.dns import Exchange, Fate
+from agent.host.dns import Exchange
+from agent.host.dns_conversation import Fate
 from agent.model import Action, Finding, Target, TargetKind, Value
 
 UNAVAILABLE = "DNSUnavailable"

@@ -59,7 +59,8 @@ class KubeletPlegSettings(DetectorSettings):
 
     period_seconds: float = setting(
         30.0,
-        "time between two looks, each one request for the kubelet's /metrics; jittered by 10 %",
+        "time between two looks, each one request for the kubelet's /metrics, jittered by 10 %; up to 120 s they cost "
+        "the API server a TokenReview in 2 min and a SubjectAccessReview in 5 min",
         minimum=30,
         maximum=3600,
     )

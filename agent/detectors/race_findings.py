@@ -16,7 +16,8 @@ from agent.detectors.conntrack_dns_look import (
     waiting_flows,
 )
 from agent.host.conntrack import DnsFlow
-from agent.host.dns import Exchange, Fate
+from agent.host.dns import Exchange
+from agent.host.dns_conversation import Fate
 from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
 
 RACE = "ConntrackDNSRace"

@@ -21,6 +21,7 @@ class SeenShim:
     answered_seconds_ago: float | None = None
     wchan: str = ""
     frozen_cgroup: str = ""
+    cgroups_hidden: str = ""
 
 
 def _whose(bundle: Bundle) -> str:
@@ -63,6 +64,13 @@ def _name(item: SeenShim) -> str:
 
 def _why_silent(item: SeenShim) -> tuple[str, Action]:
     """What the process shows, and what mends it."""
+    why, action = _state_shown(item)
+    if item.cgroups_hidden and action is Action.KILL_SHIM:
+        why += f"; whether its cgroup is frozen cannot be seen ({item.cgroups_hidden})"
+    return why, action
+
+
+def _state_shown(item: SeenShim) -> tuple[str, Action]:
     process = item.shim.process
     if item.frozen_cgroup:
         return f"its cgroup {item.frozen_cgroup} is frozen", Action.THAW_CGROUP

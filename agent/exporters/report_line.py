@@ -35,7 +35,10 @@ def _wrong(report: NodeReport) -> list[str]:
 
 
 def _unseen(report: NodeReport) -> list[str]:
-    return [f"{each.type} unknown: {each.message or each.reason}" for each in _of(report, Status.UNKNOWN)]
+    why: dict[str, list[str]] = {}
+    for each in _of(report, Status.UNKNOWN):
+        why.setdefault(each.message or each.reason, []).append(each.type)
+    return [f"{', '.join(types)} unknown: {message}" for message, types in why.items()]
 
 
 def _quiet(report: NodeReport) -> list[str]:

@@ -128,6 +128,19 @@ class Cgroups:
                     return Freeze(directory, f"{mount}{directory}", switch, thawed)
         return None
 
+    def hidden(self, lines: tuple[str, ...]) -> str:
+        """Return why the cgroups of a process cannot be looked into here; empty if they can, or if it is in none.
+
+        A container sees its own cgroup alone where the node's would be, unless those are mounted there (v1), and its
+        cgroup namespace names all others by a way out of it (v2; cgroup_namespaces(7)).
+        """
+        places = [(name.removeprefix("name="), path) for name, path in paths(lines).items() if path != "/"]
+        places += [("unified", path) for name, path in places if not name]
+        for mount, path in places:
+            if ".." not in path.split("/") and os.path.isdir(f"{self._root}/{mount}{path}"):
+                return ""
+        return f"{self._root} does not show the node's cgroups here; mount the node's" if places else ""
+
     def members(self, path: str) -> frozenset[int]:
         """Return the pids in a cgroup and in those below it, over all hierarchies; 0 is one of another pid namespace.
 

@@ -40,8 +40,9 @@ class Shim:
     @property
     def query(self) -> ShimQuery:
         """How to ask it."""
-        others = [b.id for b in self.bundles if b.id != self.lead.id]
-        return ShimQuery(self.address, self.lead.task_version, (self.lead.id, *others))
+        lead = self.lead
+        others = [b.id for b in self.bundles if b.id != lead.id]
+        return ShimQuery(self.address, lead.task_version, (lead.id, *others))
 
     @property
     def creating(self) -> bool:

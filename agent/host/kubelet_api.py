@@ -1,10 +1,11 @@
 """Asks the kubelet's own API on this node, over TLS, in one conversation with one total deadline.
 
 Whoever holds the port gets the token, so it is not shown before the server is known for certain: it presents a
-certificate that the trust file holds itself (the kubelet's own, pinned; what names it bears does not matter then), or
-one that an authority in that file has signed for the very address that was asked. The trust file and the token file
-are read at every request, so what is rotated is taken up by itself. No redirect is followed, no proxy is used and no
-name is resolved.
+certificate that the trust file holds itself (the kubelet's own, pinned), or one that an authority in that file has
+signed for the very address that was asked. Of a pinned one neither names nor age matter: the host itself says that it
+is the kubelet's, which signs its own for a year and does not renew it (client-go, GenerateSelfSignedCertKey). The trust
+file and the token file are read at every request, so what is rotated is taken up by itself. No redirect is followed,
+no proxy is used and no name is resolved.
 
 Imported only where `kubelet.api_url` is set: it brings `ssl`.
 """
@@ -33,6 +34,8 @@ MAX_TRUST_BYTES = 1 << 20
 READ_BYTES = 16 * 1024
 """What one TLS record holds; a larger read would bring no more."""
 OK = 200
+EXPIRED = 10
+"""X509_V_ERR_CERT_HAS_EXPIRED of openssl's x509_vfy.h."""
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
@@ -89,11 +92,24 @@ class KubeletApi:
 
     def _converse(self, call: "_Call", take: Callable[[bytes], bool], max_bytes: int) -> None:
         call.token = _token(self._access.token_file)
-        with socket.socket(self._peer.family, socket.SOCK_STREAM) as plain:
+        try:
+            connection = self._connect(call, pinned_only=False)
+        except ssl.SSLCertVerificationError as error:
+            if error.verify_code != EXPIRED:
+                raise
+            connection = self._connect(call, pinned_only=True)
+        with connection:
+            _exchange(connection, call, take, max_bytes)
+
+    def _connect(self, call: "_Call", *, pinned_only: bool) -> ssl.SSLSocket:
+        plain = socket.socket(self._peer.family, socket.SOCK_STREAM)
+        try:
             plain.settimeout(call.left())
             plain.connect(self._peer.address)
-            with _verified(plain, self._access, self._peer.address[0], call) as connection:
-                _exchange(connection, call, take, max_bytes)
+            return _verified(plain, self._access, self._peer.address[0], call, pinned_only=pinned_only)
+        except BaseException:
+            plain.close()
+            raise
 
 
 class _Call:
@@ -132,40 +148,46 @@ class _Call:
         return KubeletApiError(f"{self.what} {why}")
 
 
-def _verified(plain: socket.socket, access: Access, address: str, call: _Call) -> ssl.SSLSocket:
-    """Return the encrypted connection to a server that is who it should be. Raises KubeletApiError, OSError."""
+def _verified(plain: socket.socket, access: Access, address: str, call: _Call, *, pinned_only: bool) -> ssl.SSLSocket:
+    """Return the encrypted connection to a server that is who it should be. Raises KubeletApiError, OSError.
+
+    `pinned_only`: only a certificate in the trust file itself will do, of any age; by whom it is signed is not asked.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False  # a pinned certificate may bear any name; see below for all others
     pinned: frozenset[bytes] = frozenset()
-    if access.insecure:
-        context.verify_mode = ssl.CERT_NONE
-    else:
+    if not access.insecure:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate in the file needs no authority above it
         pinned = _trust(context, access.trust_file)
+    if access.insecure or pinned_only:
+        context.verify_mode = ssl.CERT_NONE
     connection = context.wrap_socket(plain, do_handshake_on_connect=False)
     call.waiting = "came to no TLS handshake"
     try:
         call.patiently(connection, connection.do_handshake)
         if not access.insecure:
-            _demand(connection, pinned, address, access)
+            _demand(connection, pinned, None if pinned_only else address, access)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _demand(connection: ssl.SSLSocket, pinned: frozenset[bytes], address: str, access: Access) -> None:
-    """Let nobody pass but the holder of a pinned certificate, or of one that was issued for this address.
+def _demand(connection: ssl.SSLSocket, pinned: frozenset[bytes], address: str | None, access: Access) -> None:
+    """Let nobody pass but the holder of a pinned certificate, or of a verified one that was issued for this address.
 
     Raises KubeletApiError.
     """
     presented, details = connection.getpeercert(binary_form=True), connection.getpeercert()
-    if presented in pinned or (presented and details and _is_for(details, address)):
+    if presented in pinned or (address and presented and details and _is_for(details, address)):
         return
+    why = (
+        "has expired, and is not itself" if address is None else f"was not issued for {address}, though by an authority"
+    )
     raise KubeletApiError(
-        f"the server at {access.url} is not believed and was shown no token: its certificate is signed by an authority "
-        f"in {access.trust_file}, but was not issued for {address}"
+        f"the server at {access.url} is not believed and was shown no token: its certificate {why} in "
+        f"{access.trust_file}"
     )
 
 

@@ -7,13 +7,13 @@ evidence alone, by who has a thread to lose (see `Procfs.file`).
 """
 
 import os
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
+from agent.host import local_addresses
 from agent.model import ProcessId
 
 INIT_PID = 1
@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 16384
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
 """The files of a process or thread that may be had as they are."""
+CgroupNames: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 
 
 class Process(NamedTuple):
@@ -89,10 +90,14 @@ def _parse_all(lines: Iterable[bytes]) -> Iterator[Process]:
 
 
 class Procfs:
-    """Reads below one procfs root, such as /proc or /host/proc."""
+    """Reads below one procfs root, such as /proc or /host/proc.
 
-    def __init__(self, root: str) -> None:
+    `cgroup_names` puts the node's names of cgroups in place of those seen from here (see `cgroup_namespace`).
+    """
+
+    def __init__(self, root: str, cgroup_names: CgroupNames = lambda lines: lines) -> None:
         self._root = root
+        self._cgroup_names = cgroup_names
 
     def scan(self, known: Mapping[bytes, Zombie]) -> Scan:
         """Count all processes by state and return the defunct ones.
@@ -174,7 +179,8 @@ class Procfs:
 
     def cgroups(self, pid: int) -> tuple[str, ...]:
         """Return the lines of /proc/N/cgroup (cgroups(7)); empty if the process is gone."""
-        return tuple(line for line in self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n") if line)
+        lines = self._text(f"{pid}/cgroup", MAX_FILE_BYTES).split("\n")
+        return self._cgroup_names(tuple(line for line in lines if line))
 
     def threads(self, pid: int, limit: int) -> tuple[int, ...]:
         """Return the ids of a process's threads, at most so many. Raises OSError if it is gone."""
@@ -201,7 +207,7 @@ class Procfs:
 
     def local_addresses(self, pid: int) -> frozenset[str]:
         """Return the IP addresses of the network namespace a process lives in, loopback left out."""
-        return _ipv4_local(self._text(f"{pid}/net/fib_trie", 1 << 18)) | _ipv6_local(
+        return local_addresses.ipv4(self._text(f"{pid}/net/fib_trie", 1 << 18)) | local_addresses.ipv6(
             self._text(f"{pid}/net/if_inet6", 1 << 16)
         )
 
@@ -260,26 +266,3 @@ class Procfs:
             return self._read(path, limit).decode(errors="backslashreplace").strip()
         except OSError:
             return ""
-
-
-def _ipv4_local(fib_trie: str) -> frozenset[str]:
-    """Addresses of /proc/N/net/fib_trie: the leaf before each `/32 host LOCAL`."""
-    found: set[str] = set()
-    leaf = ""
-    for line in fib_trie.splitlines():
-        text = line.strip()
-        if text.startswith("|-- "):
-            leaf = text[4:]
-        elif text.startswith("/32 host LOCAL") and not leaf.startswith("127."):
-            found.add(leaf)
-    return frozenset(found)
-
-
-def _ipv6_local(if_inet6: str) -> frozenset[str]:
-    """Addresses of /proc/N/net/if_inet6, written as in RFC 5952; link-local and loopback left out."""
-    found: set[str] = set()
-    for line in if_inet6.splitlines():
-        digits = line.split(None, 1)[0] if line.strip() else ""
-        if len(digits) == 32 and not digits.startswith(("fe80", "0" * 31)):
-            found.add(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
-    return frozenset(found)

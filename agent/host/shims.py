@@ -99,6 +99,11 @@ class _Conversation:
     connect_seconds: float | None = None
     states: dict[str, TaskState] = field(default_factory=dict)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to listen to."""
+        return self.failure is not None or not self.open_questions
+
     def asks(self, method: str, container_id: str = "") -> bool:
         """Whether such a question is still unanswered; any container if none is named."""
         return any(q.method == method and container_id in {"", q.container_id} for q in self.open_questions.values())
@@ -123,7 +128,8 @@ class ShimSense:
         self._queue_full_since = {a: since for a, since in self._queue_full_since.items() if a in wanted}
         talks = {address: self._begin(query) for address, query in wanted.items()}
         self._converse([talk for talk in talks.values() if talk.failure is None], patience)
-        answers = {address: self._answer(talk) for address, talk in talks.items()}
+        now = self._clock.awake()
+        answers = {address: self._answer(talk, now) for address, talk in talks.items()}
         for address, talk in talks.items():
             if talk.failure is None and talk.open_questions:
                 self._kept[address] = talk
@@ -141,12 +147,14 @@ class ShimSense:
         talk.query = query
         if talk.failure is not None:
             return talk
+        now = self._clock.awake()
         if not talk.asks("Connect"):
-            talk.connect_asked_at = self._clock.awake()
-            self._put(talk, "Connect", query.container_ids[0])
+            talk.connect_asked_at = now
+            self._put(talk, "Connect", query.container_ids[0], now)
         for container_id in query.container_ids:
             if not talk.asks("State", container_id):
-                self._put(talk, "State", container_id)
+                self._put(talk, "State", container_id, now)
+        self._send(talk)  # at once, so that the shim is woken once, for the connection and what it brings
         return talk
 
     def _open(self, query: ShimQuery) -> _Conversation:
@@ -158,15 +166,23 @@ class ShimSense:
             talk.failure = _connect_failure(error, query.address)
         return talk
 
-    def _put(self, talk: _Conversation, method: str, container_id: str) -> None:
+    def _put(self, talk: _Conversation, method: str, container_id: str, now: float) -> None:
         talk.outbox += _frame(talk.next_stream, talk.query.task_version, method, container_id)
-        talk.open_questions[talk.next_stream] = _Question(method, container_id, self._clock.awake())
+        talk.open_questions[talk.next_stream] = _Question(method, container_id, now)
         talk.next_stream += 2
 
     def _converse(self, talks: list[_Conversation], patience: float) -> None:
+        """Hear who has answered by now, which is nearly all; wait only for the others."""
+        for talk in talks:
+            self._receive(talk)
+        left = [talk for talk in talks if not talk.is_over]
+        if left:
+            self._listen(left, patience)
+
+    def _listen(self, talks: list[_Conversation], patience: float) -> None:
         with selectors.DefaultSelector() as selector:
             for talk in talks:
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if not self._send(talk) else 0)
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if talk.outbox else 0)
                 selector.register(talk.sock, events, talk)
             awaited = list(talks)
             while True:
@@ -188,7 +204,7 @@ class ShimSense:
             selector.modify(talk.sock, selectors.EVENT_READ, talk)
         if mask & selectors.EVENT_READ:
             self._receive(talk)
-        if talk.failure is not None or not talk.open_questions:
+        if talk.is_over:
             selector.unregister(talk.sock)
 
     def _send(self, talk: _Conversation) -> bool:
@@ -198,7 +214,7 @@ class ShimSense:
         except BlockingIOError:
             return False
         except OSError:
-            return True  # the reading side tells what happened
+            sent = len(talk.outbox)  # the reading side tells what happened
         talk.outbox = talk.outbox[sent:]
         return not talk.outbox
 
@@ -237,9 +253,8 @@ class ShimSense:
         else:
             talk.states[question.container_id] = TaskState(False)
 
-    def _answer(self, talk: _Conversation) -> ShimAnswer:
+    def _answer(self, talk: _Conversation, now: float) -> ShimAnswer:
         address = talk.query.address
-        now = self._clock.awake()
         queue_full_seconds = self._queue_full_seconds(talk, now)
         if talk.failure is not None:
             return ShimAnswer(address, *talk.failure, waiting_seconds=queue_full_seconds)

@@ -3,14 +3,13 @@
 A typo must never switch a safety off, so unknown and repeated keys, wrong types, values out of
 bounds and values that contradict each other are refused before anything starts.
 
-`tree` says what there is, `values` what a value may be, `sanity` what does not go together,
-`loading` reads the file and `writing` writes it. How a single setting is declared stands in
-agent.schema.
+`tree` says what there is, `sanity` what does not go together, `loading` reads the file and
+`writing` writes it. How a single setting is declared stands in agent.schema, and what a value
+may be in agent.values.
 """
 
 from agent.settings.loading import Loaded, SettingsError, load
 from agent.settings.tree import DetectorsSettings, GrpcSettings, Settings, describe, node_name
-from agent.settings.values import endpoint_problem
 from agent.settings.writing import inline
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "Settings",
     "SettingsError",
     "describe",
-    "endpoint_problem",
     "inline",
     "load",
     "node_name",

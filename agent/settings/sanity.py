@@ -10,6 +10,10 @@ def contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _blind_detectors(settings)
     yield from _ways_in(settings.grpc)
     yield from _kubelet_api(settings.kubelet)
+    told = settings.node_conditions
+    if told.min_interval_seconds >= told.heartbeat_seconds:
+        must = f"must be less than heartbeat_seconds ({told.heartbeat_seconds:g}), which it would delay"
+        yield "node_conditions.min_interval_seconds", f"{must}; it is {told.min_interval_seconds:g}"
     if settings.remediation.enabled and not settings.grpc.listen:
         yield "remediation.enabled", "must be false while grpc.listen is empty: nobody could ask for anything"
 

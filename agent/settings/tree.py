@@ -12,11 +12,14 @@ from agent.detectors.containerd_shim import ContainerdShimSettings
 from agent.detectors.defunct_processes import DefunctProcessesSettings
 from agent.detectors.kubelet_healthz import KubeletHealthzSettings
 from agent.detectors.kubelet_pleg import KubeletPlegSettings
-from agent.host.dns import name_problem, servers_problem
+from agent.host.dns_conversation import name_problem
+from agent.host.dns_servers import servers_problem
 from agent.host.kubelet import api_url_problem, url_problem
 from agent.schema import Rule, rule_of, setting, table
-from agent.settings.values import (
+from agent.values import (
+    GRPC_SOCKET,
     actions_problem,
+    api_server_problem,
     file_problem,
     grpc_listen_problem,
     identity_problem,
@@ -27,8 +30,6 @@ from agent.settings.values import (
     path_problem,
     socket_problem,
 )
-
-GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +150,8 @@ class KubeletSettings:
     )
     ca_file: str = setting(
         "",
-        "what its certificate is compared with, PEM: that very certificate, or the authorities that signed it for the "
-        "address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
+        "what its certificate is compared with, PEM: that very certificate, expired or not, or the authorities that "
+        "signed it for the address in api_url; empty: /var/lib/kubelet/pki/kubelet.crt",
         check=file_problem,
     )
     insecure_skip_verify: bool = setting(
@@ -234,6 +235,27 @@ class RemediationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeConditionsSettings:
+    """What is told to the API server. The three last are for outside of a pod."""
+
+    enabled: bool = setting(
+        default=False,
+        meaning="whether the conditions are written into this node's status in the Kubernetes API; nothing is asked of "
+        "the API server otherwise",
+    )
+    heartbeat_seconds: float = setting(
+        300.0, "conditions that do not change are written again after 80 to 100 % of this", minimum=60, maximum=3600
+    )
+    min_interval_seconds: float = setting(
+        10.0, "pause between two writes; a change is written within this time of its own", minimum=1, maximum=300
+    )
+    events: bool = setting(default=True, meaning="whether each finding is told in an Event about this node, too")
+    server: str = setting("", "the API server; empty: $KUBERNETES_SERVICE_HOST and _PORT", check=api_server_problem)
+    ca_file: str = setting("", "who signed its certificate; empty: the service account's ca.crt", check=file_problem)
+    token_file: str = setting("", "the token shown to it; empty: the service account's token", check=file_problem)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole file."""
 
@@ -246,6 +268,7 @@ class Settings:
     dns: DnsSettings = table(DnsSettings, "the DNS probe")
     detectors: DetectorsSettings = table(DetectorsSettings, "the watches")
     remediation: RemediationSettings = table(RemediationSettings, "what may be mended on request")
+    node_conditions: NodeConditionsSettings = table(NodeConditionsSettings, "what the API server is told")
 
 
 def node_name(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:

@@ -66,7 +66,7 @@ def test_a_change_that_breaks_clients_is_refused_with_what_to_do(
 
 
 def test_what_is_added_is_welcome(protos: Path) -> None:
-    changed(protos, REPORT, UID, UID + "  // The pod's IP address.\n  string ip = 5;\n")
+    changed(protos, REPORT, UID, UID + "  // The pod's IP address.\n  string ip = 99;\n")
     done = linted(protos)
     assert done.returncode == 0, done.stderr
     assert "compatible with what is released" in done.stdout

@@ -13,6 +13,7 @@ import pytest
 from agent import __version__
 from agent.cli.parser import parse
 from agent.cli.run import StopSignals, Supervisor
+from agent.client import Client
 from agent.clock import StallMeter
 from agent.settings import load
 from tests.lab.waiting import wait_until
@@ -207,3 +208,17 @@ def test_no_api_is_made_and_no_grpc_loaded_if_none_is_wanted(tmp_path: Path) -> 
         assert log_line(process.stderr, "started")["api"] == ""
         code, _, output, _ = ended(process, signal.SIGTERM)
     assert (code, output) == (0, "grpc: False\n")
+
+
+@pytest.mark.parametrize("calls", [0, 2])
+def test_grpc_is_loaded_once_somebody_calls(tmp_path: Path, calls: int) -> None:
+    with closed_port() as port:
+        words = [command()[0], "-c", TELLING_AGENT, "run", "--config", str(config_file(tmp_path, port))]
+        with running(words) as process:
+            assert process.stderr is not None
+            assert log_line(process.stderr, "started")["api"] == endpoint(tmp_path)
+            for _ in range(calls):
+                with Client(endpoint(tmp_path)) as client:
+                    client.get_node_report()
+            code, _, output, _ = ended(process, signal.SIGTERM)
+    assert (code, output) == (0, f"grpc: {calls > 0}\n")

@@ -95,8 +95,8 @@ class Authority:
         )
 
 
-def self_signed(*names: str) -> Issued:
-    """Return a certificate that nobody but itself vouches for."""
+def self_signed(*names: str, seconds: float = HOUR) -> Issued:
+    """Return a certificate that nobody but itself vouches for, valid since two hours ago and for `seconds` more."""
     key = ec.generate_private_key(ec.SECP256R1())
     now, whose = datetime.now(UTC), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "worker-3@1795331299")])
     certificate = (
@@ -105,8 +105,8 @@ def self_signed(*names: str) -> Issued:
         .issuer_name(whose)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_before(now - timedelta(hours=2))
+        .not_valid_after(now + timedelta(seconds=seconds))
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([name(each) for each in names]), critical=False)
         .sign(key, hashes.SHA256())

@@ -15,12 +15,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from . import dns_wire
 from .dns_servers import DnsServer
 from .netns import Node
 from .nfqueue import PacketQueue
 from .waiting import wait_until
+from .whole_node import in_machine_network
 
 DNS_PORT = 53
 
@@ -64,18 +66,26 @@ def entries(node: Node) -> int:
 @contextmanager
 def lowered_limit(limit: int) -> Iterator[int]:
     """Lower the machine's ``nf_conntrack_max``; yield what it became."""
-    file = _SYSCTL / "nf_conntrack_max"
-    with file.open() as lock:
+    # Opened where it may be written; the descriptor stays what it was, wherever it is used.
+    opened = in_machine_network(lambda: (_SYSCTL / "nf_conntrack_max").open("r+", encoding="ascii"))
+    count = in_machine_network((_SYSCTL / "nf_conntrack_count").read_text)
+    with opened as file:
         # Two labs at once would restore each other's lowered value.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = file.read_text()
-        in_use = int((_SYSCTL / "nf_conntrack_count").read_text())
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = file.read()
+        in_use = int(count)
         lowered = min(int(before), max(limit, in_use + _MACHINE_HEADROOM if in_use else limit))
         try:
-            file.write_text(str(lowered))
+            _rewrite(file, str(lowered))
             yield lowered
         finally:
-            file.write_text(before)
+            _rewrite(file, before)
+
+
+def _rewrite(file: TextIO, text: str) -> None:
+    file.seek(0)
+    file.write(text)
+    file.flush()
 
 
 @contextmanager

@@ -35,6 +35,7 @@ _USELESS_PLUGINS = (
     "io.containerd.snapshotter.v1.zfs",
 )
 _CRI_PLUGIN = "io.containerd.grpc.v1.cri"
+PAUSE_IMAGE = "localhost/nodediag-lab/pause:1"
 
 
 class Containerd:
@@ -241,6 +242,7 @@ class Containerd:
             lines += [
                 f'[plugins."{_CRI_PLUGIN}"]',
                 "  restrict_oom_score_adj = true",
+                f'  sandbox_image = "{PAUSE_IMAGE}"',
                 '  stream_server_address = "127.0.0.1"',
                 f'[plugins."{_CRI_PLUGIN}".cni]',
                 f'  bin_dir = "{self.base / "cni-bin"}"',
@@ -287,3 +289,14 @@ class Containerd:
         mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for mount in sorted((m for m in mounts if m.startswith(below)), reverse=True):
             subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+class NodeContainerd(Containerd):
+    """The containerd of a `whole_node`: with CRI, and where Kubernetes expects it."""
+
+    def __init__(self) -> None:
+        super().__init__(cri=True)
+        self.root = Path("/var/lib/containerd")
+        self.state_dir = SHIM_SOCKETS.parent
+        self.address = self.state_dir / "containerd.sock"
+        self.runc_root = self.state_dir / "runc"

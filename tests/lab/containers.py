@@ -39,6 +39,7 @@ def run_container(
     runc_binary: Path | None = None,
     mounts: Sequence[Mount] = (),
     extra_annotations: dict[str, str] | None = None,
+    user: int = 0,
 ) -> Container:
     """Start one container and wait until its process runs.
 
@@ -48,6 +49,7 @@ def run_container(
     pod = pod or Pod()
     container_id = container_id or secrets.token_hex(32)
     spec = _spec(containerd, pod, container_id, name, argv, pids_limit, mounts)
+    spec["process"]["user"] = {"uid": user, "gid": user}
     spec["annotations"].update(extra_annotations or {})
     config = containerd.base / f"{container_id}.json"
     config.write_text(json.dumps(spec))
@@ -154,7 +156,6 @@ def _spec(
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": 0, "gid": 0},
             "args": list(argv),
             "env": ["PATH=/bin"],
             "cwd": "/",

@@ -42,11 +42,14 @@ DENY_RESTART = f'<deny send_destination="{_NAME}" send_interface="{_NAME}.Manage
 
 
 class PrivateBus:
-    """A dbus-daemon of the lab's own, as a context manager. ``policy``: more lines of its default policy."""
+    """A dbus-daemon of the lab's own, as a context manager. ``policy``: more lines of its default policy.
 
-    def __init__(self, policy: str = "") -> None:
+    ``socket``: where it listens, if that matters.
+    """
+
+    def __init__(self, policy: str = "", socket: Path | None = None) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="ndlab-bus-"))
-        self.socket = self.base / "bus"
+        self.socket = socket or self.base / "bus"
         self._policy = policy
         self._daemon: subprocess.Popen[str] | None = None
 

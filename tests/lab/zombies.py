@@ -78,11 +78,17 @@ class Breeder:
 
 @contextmanager
 def breeder_container(
-    containerd: Containerd, *, pod: Pod | None = None, name: str = "redis", pids_limit: int | None = None
+    containerd: Containerd,
+    *,
+    pod: Pod | None = None,
+    name: str = "redis",
+    pids_limit: int | None = None,
+    user: int = 0,
 ) -> Iterator[Breeder]:
     """Run a container whose pid 1 breeds zombies and never reaps."""
     place = containerd.base / f"b{secrets.token_hex(4)}"
     place.mkdir()
+    os.chown(place, user, user)
     program = containerd.rootfs / "bin" / "breeder"
     if not program.exists():
         compile_static(_SOURCE, program)
@@ -92,6 +98,7 @@ def breeder_container(
         name=name,
         argv=("/bin/breeder", "/control/s"),
         pids_limit=pids_limit,
+        user=user,
         mounts=[Mount(place, "/control")],
     )
     try:
@@ -131,10 +138,10 @@ def zombies_of(breeder: Breeder, count: int, name: bytes = REDIS_CLI) -> Iterato
 
 @contextmanager
 def zombies_under_container(
-    containerd: Containerd, count: int, name: bytes = REDIS_CLI, *, pod: Pod | None = None
+    containerd: Containerd, count: int, name: bytes = REDIS_CLI, *, pod: Pod | None = None, user: int = 0
 ) -> Iterator[Breeder]:
     """Run a container with that many zombies under its pid 1."""
-    with breeder_container(containerd, pod=pod) as breeder, zombies_of(breeder, count, name):
+    with breeder_container(containerd, pod=pod, user=user) as breeder, zombies_of(breeder, count, name):
         yield breeder
 
 

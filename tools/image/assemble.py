@@ -16,7 +16,6 @@ import os
 import py_compile
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +32,8 @@ UNUSED_MODULES = re.compile(
 )
 """What installs, teaches or tests; sitecustomize.py is a link to what the image has not."""
 UNUSED_EXTENSIONS = re.compile(r"(_test|_tkinter|xx|_curses|readline|_dbm|_gdbm|_ctypes_test).*")
+UNUSED_IN_PACKAGES = ("kubernetes/aio", "kubernetes/client/api", "kubernetes/client/models")
+"""115 MiB of classes for every kind of object, which nothing loads (see agent/exporters/node_conditions/api.py)."""
 
 EMPTY_FOLDERS = ("dev", "etc/nodediag", "proc", "run/containerd", "run/dbus", "run/nodediag", "sys", "var/lib/nodediag")
 """Where a runtime mounts something: it cannot make them under a root it may not write to."""
@@ -60,7 +61,7 @@ def site() -> str:
 def image(out: Path) -> None:
     """Make the three layers."""
     python, packages, agent = out / "python", out / "packages", out / "agent"
-    _without_scripts(packages)
+    _without_the_unused(packages)
     _with_the_command(agent)
     copied = list(_interpreter(python))
     copied += _libraries(python, [*_programs(python), *_programs(packages)])
@@ -128,10 +129,11 @@ def _libraries(root: Path, programs: Iterable[Path]) -> list[Path]:
         if b"not found" in listed:
             raise SystemExit(f"{program} lacks a library of the base:\n{listed.decode()}")
         found |= {Path(os.fsdecode(name or loader)) for name, loader in LIBRARY.findall(listed)}
-    for name in ("bin", "lib", "lib64", "sbin"):
-        if Path("/", name).is_symlink():
-            _link(root, Path("/", name), str(Path("/", name).readlink()))
-    return [_copy(root, library) for library in sorted(found) if not library.is_relative_to(root.parent)]
+    copied = [_copy(root, library) for library in sorted(found) if not library.is_relative_to(root.parent)]
+    for name in (Path("/bin"), Path("/lib"), Path("/lib64")):
+        if name.is_symlink() and (root / name.readlink()).exists():
+            _link(root, name, str(name.readlink()))
+    return copied
 
 
 def _configuration(root: Path) -> None:
@@ -167,14 +169,17 @@ def _name_debian_packages(root: Path, copied: Iterable[Path]) -> None:
         said = subprocess.run(["dpkg-query", "--status", name], capture_output=True, check=True).stdout  # noqa: S603, S607
         bare = name.partition(":")[0]
         (status / bare).write_bytes(said)
-        copyright_file = Path("/usr/share/doc", bare, "copyright")
-        if copyright_file.exists():
-            _copy(root, copyright_file)
+        notice = Path("/usr/share/doc", bare, "copyright")  # several packages may share one by a link
+        if notice.exists():
+            target = root / notice.relative_to("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(notice, target)
 
 
-def _without_scripts(packages: Path) -> None:
-    """Drop the commands that dependencies bring; nothing in the image could want to run them."""
-    shutil.rmtree(packages / site().removeprefix("/") / "bin", ignore_errors=True)
+def _without_the_unused(packages: Path) -> None:
+    """Drop the commands that dependencies bring, which nothing in the image could want to run, and unused parts."""
+    for folder in ("bin", *UNUSED_IN_PACKAGES):
+        shutil.rmtree(packages / site().removeprefix("/") / folder)
 
 
 def _with_the_command(agent: Path) -> None:
@@ -201,12 +206,12 @@ def _compile(layer: Path) -> None:
 
 
 def _harden(layer: Path) -> None:
-    """Leave nobody but root anything to write to, and no bit that changes who somebody is."""
+    """Leave nobody but root anything to write to, no bit that changes who somebody is, and two programs to run."""
     for path in [layer, *layer.rglob("*")]:
         if not path.is_symlink():
             os.chown(path, 0, 0)
-            mode = stat.S_IMODE(path.stat().st_mode)
-            path.chmod(0o755 if path.is_dir() or mode & 0o111 else 0o644)
+            runs = path.is_dir() or path.parent.name == "bin" or path.name.startswith("ld-linux")
+            path.chmod(0o755 if runs else 0o644)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ class ThawCgroup:
         told, frozen = self._cgroups.freeze(lines), self._cgroups.frozen(lines)
         pid = finding.target.pid
         if not frozen:
+            if hidden := self._cgroups.hidden(lines):
+                raise refused(RefusalReason.CANNOT_SEE, f"whether process {pid} is frozen cannot be seen: {hidden}")
             raise refused(RefusalReason.NOT_CONFIRMED, f"process {pid} is in no frozen cgroup any more")
         if told is None:
             why = f"cgroup {frozen} is frozen by one above its pod's, which holds other pods too: thaw that by hand"

@@ -11,7 +11,8 @@ import grpc
 from agent.acts import Caller
 from agent.api.diagnostics import Diagnostics
 from agent.api.endpoint import Place, TlsFiles
-from agent.api.server import ApiServer, Service, diagnostics
+from agent.api.grpc_server import Service, diagnostics
+from agent.api.server import ApiServer
 from agent.client import Client, ClientTls
 from agent.model import Action
 from agent.pipeline.board import Board
@@ -46,7 +47,7 @@ class TlsAgent:
             *self.services,
         )
         self.board = board
-        self.api = ApiServer(self.place, board, feed, services)
+        self.api = ApiServer(self.place, board, feed, lambda: services)
 
     @property
     def place(self) -> Place:

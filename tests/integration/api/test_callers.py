@@ -259,6 +259,7 @@ from agent.api.server import ApiServer
 from agent.pipeline.board import Board
 from agent.pipeline.feed import Feed
 from agent.api.callers import caller_of
+import agent.api.grpc_server  # as long as we may read it
 from tests.unit.builders import RealClock
 import grpc
 def who(server):
@@ -267,7 +268,7 @@ def who(server):
     return "lab.WhoAmI"
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
 board = Board("n", RealClock())
-api = ApiServer(Place("unix:" + sys.argv[1]), board, Feed(board), [who])
+api = ApiServer(Place("unix:" + sys.argv[1]), board, Feed(board), lambda: [who])
 api.start()
 os.chmod(sys.argv[1], 0o666)
 print("up", flush=True)
@@ -413,11 +414,11 @@ def test_an_old_connection_lasts_less_than_ten_minutes() -> None:
 
 
 def test_a_connection_is_renewed_without_a_failed_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agent.api import limits, server  # noqa: PLC0415
+    from agent.api import grpc_server, limits  # noqa: PLC0415
 
     short = {"grpc.max_connection_age_ms": 100, "grpc.max_connection_age_grace_ms": 100}
     assert short.keys() < dict(limits.TCP_OPTIONS).keys()
-    monkeypatch.setattr(server, "TCP_OPTIONS", tuple(short.items()))
+    monkeypatch.setattr(grpc_server, "TCP_OPTIONS", tuple(short.items()))
     peers: set[str] = set()
     agent = TlsAgent(tmp_path, (Peers(peers),))
     agent.api.start()

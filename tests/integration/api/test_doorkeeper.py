@@ -49,15 +49,23 @@ except OSError:
 
 
 class Inside:
-    """What listens behind the door: hands every connection to `serve`, in a thread of its own."""
+    """What listens behind the door, once it is called: hands every connection to `serve`, in a thread of its own."""
 
-    def __init__(self, address: str, serve: Callable[[socket.socket], None]) -> None:
+    def __init__(self, folder: Path, serve: Callable[[socket.socket], None]) -> None:
         self.peers: list[str] = []
+        self.address = ""
+        self._folder = folder
         self._serve = serve
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(address.removeprefix("unix:"))
+
+    def __call__(self) -> HiddenSocket:
+        hidden = HiddenSocket([self._folder])
+        self.address = hidden.address.removeprefix("unix:")
+        self._listener.bind(self.address)
         self._listener.listen(200)
         threading.Thread(target=self._run, daemon=True).start()
+        hidden.hide()
+        return hidden
 
     def _run(self) -> None:
         with suppress(OSError):
@@ -86,9 +94,9 @@ def folder(everybodys_folder: Path) -> Path:
     return everybodys_folder
 
 
-def keeper_at(folder: Path, **how: Any) -> Doorkeeper:
+def keeper_at(folder: Path, inside: Callable[[], HiddenSocket], **how: Any) -> Doorkeeper:
     endpoint = f"unix:{folder}/n.sock"
-    return Doorkeeper(take_path(endpoint), UserArrival, HiddenSocket([folder]), remover(endpoint), **how)
+    return Doorkeeper(take_path(endpoint), UserArrival, inside, remover(endpoint), **how)
 
 
 @pytest.fixture
@@ -96,10 +104,10 @@ def kept(folder: Path) -> Iterator[Callable[..., tuple[Doorkeeper, Inside]]]:
     with ExitStack() as stack:
 
         def keep(serve: Callable[[socket.socket], None] = echo, **how: Any) -> tuple[Doorkeeper, Inside]:
-            keeper = keeper_at(folder, **how)
-            stack.callback(keeper.stop, 0.0)
-            inside = Inside(keeper.inner.address, serve)
+            inside = Inside(folder, serve)
+            keeper = keeper_at(folder, inside, **how)
             stack.callback(inside.close)
+            stack.callback(keeper.stop, 0.0)
             keeper.start()
             return keeper, inside
 
@@ -160,10 +168,13 @@ def test_the_mode_of_the_socket_keeps_a_stranger_away_already(
 
 
 def test_what_listens_behind_the_door_has_no_file(kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path) -> None:
-    keeper, _ = kept()
+    keeper, inside = kept()
+    with knocking(folder) as caller:
+        caller.sendall(b"hello")
+        assert caller.recv(100) == b"hello"
     assert [each.name for each in folder.iterdir()] == ["n.sock"]
     with socket.socket(socket.AF_UNIX) as caller, pytest.raises(FileNotFoundError):
-        caller.connect(keeper.inner.address.removeprefix("unix:"))
+        caller.connect(inside.address)
     keeper.stop(0.0)
     assert not list(folder.iterdir())
 
@@ -189,8 +200,8 @@ uids = []
 def note(connection):
     uids.append(keeper.visitor(inside.peers[-1]).uid)
     t.echo(connection)
-keeper = t.keeper_at(t.Path("{folder}"))
-inside = t.Inside(keeper.inner.address, note)
+inside = t.Inside(t.Path("{folder}"), note)
+keeper = t.keeper_at(t.Path("{folder}"), inside)
 keeper.start()
 os.chmod("{folder}/n.sock", 0o666)
 print("up", flush=True)
@@ -205,6 +216,96 @@ print(json.dumps(uids))
         output, _ = agent.communicate("end\n", timeout=30)
     assert heard == ["b'hello'", "b'hello'", "b''"]
     assert json.loads(output) == [STRANGER, 0]
+
+
+# -- what serves inside is started for the first caller
+
+
+def test_nothing_is_started_before_somebody_comes(kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path) -> None:
+    _, inside = kept()
+    (folder / "n.sock").chmod(0o666)
+    assert knock_as(STRANGER, folder) == "b''"
+    assert inside.address == ""
+    assert knock_as(0, folder) == "b'hello'"
+    assert inside.address
+
+
+def test_who_comes_while_it_starts_waits_and_is_heard_whole(folder: Path) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    inside = Inside(folder, echo)
+
+    def slow() -> HiddenSocket:
+        begun.set()
+        assert may_go_on.wait(10)
+        return inside()
+
+    keeper = keeper_at(folder, slow)
+    keeper.start()
+    with ExitStack() as stack:
+        stack.callback(inside.close)
+        stack.callback(keeper.stop, 0.0)
+        callers = [stack.enter_context(knocking(folder)) for _ in range(5)]
+        for number, caller in enumerate(callers):
+            caller.sendall(b"hello %d" % number)
+        assert begun.wait(10)
+        wait_until(lambda: len(keeper._waiting) == 5, 5, "all wait")
+        may_go_on.set()
+        assert [caller.recv(100) for caller in callers] == [b"hello %d" % number for number in range(5)]
+        assert not keeper._waiting
+
+
+def test_where_it_cannot_be_started_callers_are_turned_away_and_the_next_has_it_tried_again(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside = Inside(folder, echo)
+    trials: list[str] = []
+
+    def fails_once() -> HiddenSocket:
+        trials.append("tried")
+        if len(trials) == 1:
+            raise MemoryError("no memory left")
+        return inside()
+
+    keeper = keeper_at(folder, fails_once)
+    keeper.start()
+    with ExitStack() as stack:
+        stack.callback(inside.close)
+        stack.callback(keeper.stop, 0.0)
+        with knocking(folder) as caller:
+            assert caller.recv(100) == b""
+        (told,) = [each for each in caplog.records if "could not be started" in each.message]
+        assert "no memory left" in str(told.exc_info)
+        assert knock_as(0, folder) == "b'hello'"
+    assert len(trials) == 2
+
+
+def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OPENING_SECONDS", 1.0)
+    before = descriptors()
+    may_end = threading.Event()
+    inside = Inside(folder, echo)
+
+    def hangs() -> HiddenSocket:
+        may_end.wait(30)
+        return inside()
+
+    keeper = keeper_at(folder, hangs, limit=3)
+    keeper.start()
+    with ExitStack() as stack:
+        stack.callback(inside.close)
+        callers = [stack.enter_context(knocking(folder)) for _ in range(3)]
+        wait_until(lambda: len(keeper._waiting) == 3, 5, "three wait")
+        with knocking(folder) as one_more:
+            assert one_more.recv(100) == b""
+        assert len(keeper._waiting) == 3
+        assert [caller.recv(100) for caller in callers] == [b""] * 3
+        assert not keeper._waiting
+        keeper.stop(0.0)
+        may_end.set()  # it comes when all is over
+        wait_until(lambda: inside.address and not list(folder.iterdir()), 5, "nothing is left of it")
+    wait_until(lambda: descriptors() <= before, 5, "nor a descriptor")
 
 
 # -- what is passed on
@@ -324,7 +425,11 @@ def test_nobody_behind_the_door_is_no_harm(
     kept: Callable[..., tuple[Doorkeeper, Inside]], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keeper, inside = kept()
+    with knocking(folder) as caller:
+        caller.sendall(b"hello")
+        assert caller.recv(100) == b"hello"
     inside.close()
+    wait_until(lambda: not keeper._relays, 5, "it has left")
     with caplog.at_level("WARNING"):
         for _ in range(3):
             with knocking(folder) as caller:
@@ -491,7 +596,7 @@ def test_tls_connections_that_come_and_go_leave_nothing_behind(tls: TlsAgent) ->
         with tls.client(READER) as client:
             client.get_node_report()
 
-    keeper = tls.api._running.door._keeper  # type: ignore[union-attr]
+    keeper = tls.api._door._keeper  # type: ignore[union-attr]
     for _ in range(3):
         call()
     wait_until(lambda: not keeper._relays, 5, "all are forgotten")

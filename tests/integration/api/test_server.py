@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from agent.api import server as server_module
+from agent.api import grpc_server as server_module
 from agent.api.diagnostics import Diagnostics
 from agent.api.endpoint import EndpointError, EndpointInUseError, Place, address_of
 from agent.api.limits import MAX_CALLS, MAX_RECEIVED_BYTES
@@ -84,7 +84,7 @@ def make(path: Path) -> Iterator[Callable[[], Served]]:
             feed = Feed(board)
             evidence = EvidenceStore(path.parent / "evidence", time.time)
             services = [server_module.diagnostics(Diagnostics(board, feed, (SICK, DIRTY), evidence))]
-            served = Served(board, ApiServer(Place(listen), board, feed, services))
+            served = Served(board, ApiServer(Place(listen), board, feed, lambda: services))
             stack.callback(served.api.stop)
             return served
 
@@ -529,7 +529,7 @@ def test_somebody_who_never_answers_is_told_plainly(path: Path) -> None:
 
 def test_grpc_is_not_loaded_by_who_does_not_need_it() -> None:
     program = (
-        "import sys, agent.cli.parser, agent.app, agent.api.endpoint, agent.pipeline.feed\n"
+        "import sys, agent.cli.run, agent.act_flow, agent.api.server\n"
         "assert not {'grpc', 'google.rpc', 'grpc_health', 'grpc_reflection'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
@@ -546,7 +546,7 @@ def over_tcp(tmp_path: Path) -> Iterator[TlsAgent]:
 
 
 def at(agent: TlsAgent, listen: str) -> ApiServer:
-    return ApiServer(replace(agent.place, listen=listen), agent.board, Feed(agent.board), [])
+    return ApiServer(replace(agent.place, listen=listen), agent.board, Feed(agent.board), list)
 
 
 def test_port_0_is_one_that_is_free_and_it_is_told(over_tcp: TlsAgent) -> None:
@@ -595,19 +595,25 @@ def test_a_name_is_served_on_at_one_address(over_tcp: TlsAgent) -> None:
 def test_without_callers_or_certificates_nothing_is_served_over_tcp(over_tcp: TlsAgent) -> None:
     for place in (Place("127.0.0.1:0"), replace(over_tcp.place, callers=()), replace(over_tcp.place, tls=None)):
         with pytest.raises(EndpointError, match=r"over TCP, grpc\.tls and grpc\.callers must be set"):
-            ApiServer(place, over_tcp.board, Feed(over_tcp.board), []).start()
+            ApiServer(place, over_tcp.board, Feed(over_tcp.board), list).start()
 
 
-def test_a_start_that_failed_leaves_nothing_behind(make: Callable[[], Served], path: Path) -> None:
-    served = make()
+def test_services_that_cannot_be_started_are_tried_again_for_the_next_caller(
+    served: Served, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = served.api._services
 
     def broken(_: grpc.Server) -> str:
         raise RuntimeError("no such service")
 
-    served.api._services = (broken,)
-    with pytest.raises(RuntimeError, match="no such service"):
-        served.api.start()
-    assert list(path.parent.iterdir()) == []
+    served.api._services = lambda: [broken]
+    with served.client(0.5) as client, pytest.raises(ClientError):
+        client.get_node_report()
+    assert "no such service" in caplog.text
+    assert list(path.parent.iterdir()) == [path]
+    served.api._services = good
+    with served.client() as client:
+        assert client.get_node_report().node_name == "worker-3"
 
 
 # -- the client over TCP

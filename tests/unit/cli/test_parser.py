@@ -1,5 +1,8 @@
 """The words of the command line."""
 
+import subprocess
+import sys
+
 import pytest
 
 from agent import __version__
@@ -75,3 +78,16 @@ def test_help_names_every_subcommand_and_the_exit_codes(capsys: pytest.CaptureFi
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of("--version") == 0
     assert capsys.readouterr().out == f"nodediag {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["report", "watch", "actions", "remediate", "remediations", "evidence"])
+def test_a_client_loads_neither_settings_nor_detectors_nor_what_those_need(name: str) -> None:
+    program = (
+        "import contextlib, sys\n"
+        "from agent.cli.parser import parse\n"
+        f"with contextlib.suppress(SystemExit): parse(['{name}', '--help'])\n"
+        "heavy = {'agent.settings', 'agent.app', 'agent.host', 'asyncio', 'google', 'grpc', 'h2', 'yaml'}\n"
+        "print(*heavy & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=30)
+    assert done.stderr.strip() == ""

@@ -14,8 +14,15 @@ import yaml
 DEPLOY = Path(__file__).parents[3] / "deploy"
 OVERLAYS = tuple(sorted(folder.name for folder in (DEPLOY / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(folder.name for folder in (DEPLOY / "components").iterdir()))
-COMBINED = tuple(names for count in range(2, len(COMPONENTS) + 1) for names in combinations(COMPONENTS, count))
-"""Every set of several components; one alone is what the overlay of its name is."""
+GUARD = "own-node-only"
+"""A component that adds nothing by itself: it bounds what another may write."""
+_PARTS = [name for name in COMPONENTS if name != GUARD]
+COMBINED = (
+    *(names for count in range(2, len(_PARTS) + 1) for names in combinations(_PARTS, count)),
+    ("node-conditions", GUARD),
+    COMPONENTS,
+)
+"""Every set of several components, and those with the guard; one alone is what the overlay of its name is."""
 KUBECTL = Path(sys.executable).parent / "kubectl"
 
 Object: TypeAlias = dict[str, Any]

@@ -12,7 +12,9 @@ from agent.detectors.conntrack_findings import PRESSURE
 from agent.detectors.dns_findings import UNAVAILABLE
 from agent.detectors.race_findings import RACE
 from agent.host.conntrack import ConntrackSample, DnsFlow, Flows, NotTrackedError
-from agent.host.dns import DnsServer, DnsServers, Exchange, Fate, Query
+from agent.host.dns import Exchange
+from agent.host.dns_conversation import Fate, Query
+from agent.host.dns_servers import DnsServer, DnsServers
 from agent.model import (
     Action,
     CannotSeeError,

@@ -175,6 +175,18 @@ def test_a_missing_socket_is_refused_if_containerd_is_expected(tmp_path: Path) -
     assert "ENOENT: no such file or directory" in finding.message
 
 
+def test_a_containerd_that_runs_where_its_folder_is_not_mounted_is_not_accused(tmp_path: Path) -> None:
+    def running(folder: Path) -> ContainerRuntimeDetector:
+        return detector(str(folder / "c.sock"), explicit=True, containerd_process=lambda: CONTAINERD)
+
+    for folder in (tmp_path, tmp_path / "absent"):  # an image may have made the place to mount it
+        with pytest.raises(CannotSeeError, match=f"mount {folder} here at the same path"):
+            running(folder).probe()
+    (tmp_path / "io.containerd.grpc.v1.cri").mkdir()
+    lost = running(tmp_path)
+    assert only(lost.check(lost.probe())).reason == REFUSED, "the folder is containerd's, and the socket is not there"
+
+
 def test_a_dead_socket_is_refused_and_a_silent_one_times_out(tmp_path: Path) -> None:
     watch = detector(str(tmp_path / "c.sock"), containerd_process=lambda: CONTAINERD, process_age=lambda _: 99.0)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -17,6 +17,7 @@ _HEADING = re.compile(r"^(?P<marks>#{1,6}) +(?P<title>.+?) *$")
 _LINK = re.compile(r"(?<!\\)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 _INLINE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 _BEFORE_A_COMMAND = {"--", "|", ";", "&&", "||"}
+_ENGINES = {"podman", "docker"}
 _AFTER_A_COMMAND = {"|", ";", "&&", "||", ">", ">>", "<", "2>", "&", "#"}
 
 
@@ -85,7 +86,8 @@ def blocks(text: str, *languages: str) -> Iterator[list[str]]:
 
 def command_lines(text: str) -> list[str]:
     """Return what a reader would type: the lines of `sh` blocks, and of `console` blocks those after a prompt."""
-    typed = [line for block in blocks(text, "sh") for line in block if line and not line.startswith("#")]
+    whole = ["\n".join(block).replace("\\\n", " ").splitlines() for block in blocks(text, "sh")]
+    typed = [line for block in whole for line in block if line and not line.startswith("#")]
     prompts = [line for block in blocks(text, "console") for line in block if line.startswith("$ ")]
     return typed + [line.removeprefix("$ ") for line in prompts]
 
@@ -111,7 +113,9 @@ def _nodediag(line: str) -> Iterator[list[str]]:
     lexer.whitespace_split = True
     words = list(lexer)
     for index, word in enumerate(words):
-        if word == "nodediag" and (index == 0 or words[index - 1] in _BEFORE_A_COMMAND):
+        here = index == 0 or words[index - 1] in _BEFORE_A_COMMAND
+        in_an_image = words[0] in _ENGINES and word.startswith("nodediag:")
+        if in_an_image or (here and word.rpartition("/")[2] == "nodediag"):
             rest = words[index + 1 :]
             end = next((at for at, each in enumerate(rest) if each in _AFTER_A_COMMAND), len(rest))
             yield rest[:end]

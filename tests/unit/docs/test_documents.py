@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.parser import parse
+from agent.remediation.ledger_file import SCHEMA_VERSION
 from tests.unit.docs.markdown import ROOT, documents, links, nodediag_commands, sections, subcommands_named
 
 A_VARIABLE = re.compile(r"\$\{?\w+(:[^}]*\})?")
@@ -50,3 +51,7 @@ def test_the_index_leads_to_every_document() -> None:
 @cache
 def _anchors(path: Path) -> frozenset[str]:
     return frozenset(section.anchor for section in sections(path.read_text()))
+
+
+def test_the_version_of_the_ledger_is_the_one_in_the_upgrade_guide() -> None:
+    assert f"| ledger, schema version {SCHEMA_VERSION} |" in (ROOT / "docs/upgrade.md").read_text()

@@ -33,7 +33,9 @@ def test_a_condition_without_findings_is_told_by_its_own_message(report: NodeRep
 
 def test_what_could_not_be_seen_is_told_if_nothing_is_wrong(report: NodeReport) -> None:
     blind = replace(report, conditions=tuple(c for c in report.conditions if c.status is not Status.TRUE))
-    assert line(blind).startswith("ConntrackDNSRace unknown: cannot read conntrack: Operation not permitted")
+    text = line(blind)
+    assert text.startswith("ConntrackDNSRace, ConntrackTablePressure unknown: cannot read conntrack: Operation not ")
+    assert text.count("cannot read conntrack") == 1
 
 
 def test_a_healthy_node_says_what_was_looked_at(healthy_report: NodeReport) -> None:
@@ -55,3 +57,8 @@ def test_a_workload_can_neither_break_the_line_nor_hide_in_it(hostile_report: No
 def test_it_is_bounded_however_much_is_wrong(report: NodeReport) -> None:
     many = tuple(Condition(f"C{index}", Status.TRUE, "R", "x" * 500, 0) for index in range(50))
     assert len(line(replace(report, conditions=many))) == MAX_LINE + 1
+
+
+def test_a_cut_at_any_byte_leaves_text_that_can_be_read(report: NodeReport) -> None:
+    wide = Condition("C", Status.TRUE, "R", "pod shop/größe-日本", 0)
+    assert line(replace(report, conditions=(wide,))) == "R: pod shop/gr\\xf6\\xdfe-\\u65e5\\u672c\n"

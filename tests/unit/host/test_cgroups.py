@@ -178,3 +178,23 @@ class TestPids:
         write(sys, "a/pids.max", "-5\n")
         write(sys, "a/pids.current", "many\n")
         assert Cgroups(str(sys)).pids(v2("/a")) is None
+
+
+class TestHidden:
+    def test_cgroups_that_are_there_are_not_hidden(self, sys: Path) -> None:
+        write(sys, f"freezer{kubepods(ID)}/freezer.state", "THAWED")
+        assert Cgroups(str(sys)).hidden(v1(kubepods(ID))) == ""
+        write(sys, f"unified{kubepods(INNER)}/cgroup.procs", "")
+        assert Cgroups(str(sys)).hidden(v2(kubepods(INNER))) == ""
+
+    @pytest.mark.parametrize("lines", [v1(kubepods(ID)), v2(kubepods(ID)), v2("/../../system.slice/x.service")])
+    def test_a_container_that_sees_its_own_cgroup_alone_is_told_what_to_mount(
+        self, sys: Path, lines: tuple[str, ...]
+    ) -> None:
+        outside = "../system.slice/x.service/cgroup.procs"
+        for name in ("freezer/freezer.state", "pids/pids.max", "cgroup.procs", outside):
+            write(sys, name, "")
+        assert f"{sys}/fs/cgroup does not show the node's cgroups" in Cgroups(str(sys)).hidden(lines)
+
+    def test_what_is_in_no_cgroup_but_the_root_hides_nothing(self, sys: Path) -> None:
+        assert Cgroups(str(sys)).hidden(v1("/")) == Cgroups(str(sys)).hidden(()) == ""

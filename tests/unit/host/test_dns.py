@@ -19,20 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.clock import StallMeter
-from agent.host.dns import (
-    MAX_JUNK,
-    NODE_LOCAL_DNS,
-    Dns,
-    DnsServer,
-    Exchange,
-    Fate,
-    encode_name,
-    name_problem,
-    parse_local_addresses,
-    parse_resolv_conf,
-    parse_server,
-    servers_problem,
-)
+from agent.host.dns import NODE_LOCAL_DNS, Dns, Exchange
+from agent.host.dns_conversation import MAX_JUNK, Asked, Fate, encode_name, name_problem, question
+from agent.host.dns_servers import DnsServer, parse_resolv_conf, parse_server, servers_problem
 
 NAME = "kubernetes.default.svc.cluster.local"
 ATTEMPT = 0.3
@@ -282,9 +271,7 @@ class TestHostile:
 
     @given(st.binary(max_size=600))
     def test_any_bytes_are_survived(self, data: bytes) -> None:
-        from agent.host.dns import _Asked, _question  # noqa: PLC0415 - this test alone looks behind the curtain
-
-        asked = _Asked(_question(77, encode_name(NAME), 1))
+        asked = Asked(question(77, encode_name(NAME), 1))
         assert asked.answered_by(data) in (True, False)
 
 
@@ -456,12 +443,6 @@ Main:
 
 
 class TestNodeLocalDns:
-    def test_local_addresses(self) -> None:
-        assert parse_local_addresses(FIB_TRIE) == {"10.96.0.10", "169.254.20.10", "127.0.0.1"}
-
-    def test_own_addresses_of_this_machine_hold_loopback(self) -> None:
-        assert "127.0.0.1" in parse_local_addresses(Path("/proc/net/fib_trie").read_text())
-
     @pytest.mark.parametrize(
         ("fib_trie", "expected"),
         [

@@ -13,7 +13,7 @@ from agent.host.kubelet import KubeletApiError, KubeletApiTimeoutError
 from agent.host.kubelet_api import Access, KubeletApi
 from agent.host.kubelet_calls import METRICS, PODS, KubeletCalls
 from agent.host.pod_list import ListedPod, read_pods
-from tests.lab.certificates import CERT, Authority, Issued, Projected, self_signed
+from tests.lab.certificates import CERT, HOUR, Authority, Issued, Projected, self_signed
 from tests.lab.kubelet_api import Answer, closing, replying, sending
 from tests.lab.kubelet_api import KubeletApi as Standin
 from tests.lab.kubelet_standin import Reply, read_recording
@@ -146,6 +146,21 @@ class TestTrust:
         setting = serve(issued=own)
         setting.trust(own.cert, AUTHORITY.pem)
         assert setting.get()
+
+    def test_a_pinned_certificate_may_have_expired_as_the_kubelet_does_not_renew_its_own(self, serve: Serve) -> None:
+        own = self_signed("worker-3", seconds=-HOUR)
+        setting = serve(issued=own)
+        setting.trust(self_signed("worker-3").cert, own.cert)
+        assert setting.get()
+        assert setting.standin.connections == 2, "it is looked at closely before the token is shown"
+        assert len(setting.standin.requests) == 1
+
+    def test_another_certificate_that_has_expired_is_believed_no_more_for_that(self, serve: Serve) -> None:
+        setting = serve(issued=self_signed("worker-3", seconds=-HOUR))
+        setting.trust(self_signed("worker-3", seconds=-HOUR).cert)
+        assert "is not believed and was shown no token" in setting.failure()
+        setting.standin.wait_for_end_of(1)
+        assert b"".join(setting.standin.requests) == b""
 
     def test_a_pinned_certificate_is_followed_when_the_kubelet_renews_it(self, serve: Serve) -> None:
         old, new = self_signed("worker-3"), self_signed("worker-3")

@@ -62,7 +62,12 @@ def finding(pod: PodRef | None = WEB, container_id: str = "sandbox") -> Finding:
 
 
 def quiet(book: PodBook) -> None:
-    wait_until(lambda: not book._reading, 5, "the reading ends")
+    """Wait until the reading has ended, and has said so in the log."""
+    wait_until(lambda: not book._reading and not readers(), 5, "the reading ends")
+
+
+def readers() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "kubelet-pods"]
 
 
 def asked(book: PodBook, container_id: str = "c1") -> PodRef | None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.host.procfs import Process, Procfs, Zombie, _ipv4_local, _ipv6_local, parse_stat
+from agent.host.procfs import Process, Procfs, Zombie, parse_stat
 from tests.lab.waiting import wait_until
 from tests.unit.builders import FakeProc, stat_line
 
@@ -244,12 +244,6 @@ def test_local_addresses_are_read_from_both_families(proc: FakeProc, procfs: Pro
     proc.write("10/net/if_inet6", IF_INET6.encode())
     assert procfs.local_addresses(10) == {"10.88.0.7", "fd00::a"}
     assert procfs.local_addresses(11) == frozenset()
-
-
-def test_broadcast_loopback_and_link_local_are_nobodys_address() -> None:
-    assert _ipv4_local(FIB_TRIE) == {"10.88.0.7"}
-    assert _ipv6_local(IF_INET6) == {"fd00::a"}
-    assert _ipv4_local("") == _ipv6_local("") == frozenset()
 
 
 def test_a_file_the_kernel_gives_out_by_the_page_is_read_whole() -> None:

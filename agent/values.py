@@ -1,8 +1,15 @@
-"""What single values may be. Each function returns what would be right, or None if the value is."""
+"""What single values may be. Each function returns what would be right, or None if the value is.
+
+Apart from the settings, since the command line asks the same of its words, and a client has no use for the rest.
+"""
 
 import re
+from urllib.parse import urlsplit
 
 from agent.model import Action
+
+GRPC_SOCKET = "unix:/run/nodediag/nodediag.sock"
+"""Where the API is served, and asked, unless somebody says otherwise."""
 
 MAX_NODE_NAME = 253
 """Characters of a Kubernetes name (RFC 1123 subdomain)."""
@@ -76,6 +83,19 @@ def grpc_listen_problem(listen: str) -> str | None:
 def file_problem(path: str) -> str | None:
     """The absolute path of a file, or nothing."""
     return None if not path or (path.startswith("/") and path.isprintable()) else "must be the absolute path of a file"
+
+
+def api_server_problem(url: str) -> str | None:
+    """https://host or https://host:port, or nothing."""
+    try:
+        place = urlsplit(url)
+        good = place.scheme == "https" and place.hostname and place.port != 0
+    except ValueError:
+        good = False
+    rest = url.partition("//")[2].rstrip("/")
+    if not url or (good and rest.isprintable() and not set(rest) & set(" /?#@")):
+        return None
+    return "must be https:// and a host, with a port or not, such as https://10.0.0.1:6443"
 
 
 def identity_problem(identity: str) -> str | None:

@@ -1,0 +1,1 @@
+"""What was named is mended on request, and every way to be refused."""

@@ -1,0 +1,1 @@
+"""Faults are named and clear; where nothing is wrong nobody is accused."""

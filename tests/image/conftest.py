@@ -1,0 +1,74 @@
+"""The built image in a node of its own, as the manifests say: the test run itself is moved into that node.
+
+`pytest tests/image` builds the image (once, and again when what it is made of has changed), makes the node, and runs
+itself there; what it leaves behind ends with the node (see `tests.lab.whole_node`).
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.image.deployed import ImageNode
+from tests.lab.containerd import NodeContainerd
+from tests.lab.containers import run_container
+from tests.lab.cri import Cri
+from tests.lab.dns_servers import DnsServer
+from tests.lab.images import forget_pages, import_image, import_pause_image
+from tests.lab.pods import Pod
+from tests.lab.supervised import KubeletProcess
+from tests.lab.whole_node import NAMESERVER, WholeNode, is_inside
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE = ROOT / "build" / "nodediag.tar"
+MADE_OF = ("agent", "Dockerfile", "pyproject.toml", "requirements.lock", "tools/image")
+KUBELET_PORT = 10248
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Move the whole run into a node of its own, and return how it ended there."""
+    if is_inside() or config.option.collectonly:
+        return None
+    _build()
+    with WholeNode() as node:
+        return node.run(sys.executable, "-m", "pytest", *config.invocation_params.args)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of them make real faults, and the first one waits for the image to be unpacked."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            item.add_marker(pytest.mark.timeout(200))
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[ImageNode]:
+    if not is_inside():
+        raise RuntimeError("these tests want a node of their own, which `pytest tests/image` makes: name that folder")
+    with (
+        NodeContainerd() as containerd,
+        KubeletProcess(port=KUBELET_PORT) as kubelet,
+        DnsServer(NAMESERVER, 53) as dns,
+        Cri(containerd.address) as cri,
+    ):
+        import_pause_image(containerd)
+        import_image(containerd, ARCHIVE, "nodediag:0.1.0")
+        forget_pages(containerd.root)
+        known = run_container(containerd, pod=Pod("orphaned", "shop"))
+        yield ImageNode(containerd, cri, kubelet, dns, known)
+
+
+def _build() -> None:
+    if ARCHIVE.exists() and ARCHIVE.stat().st_mtime > max(map(_changed, MADE_OF)):
+        return
+    subprocess.run(["make", "--no-print-directory", "image"], cwd=ROOT, check=True)
+
+
+def _changed(name: str) -> float:
+    """When a file, or the latest of a folder, was changed."""
+    path = ROOT / name
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if "__pycache__" not in each.parts]
+    return max(each.stat().st_mtime for each in files)

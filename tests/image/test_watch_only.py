@@ -1,0 +1,201 @@
+"""The manifest as it is: every watch finds its faults with what the manifest gives it, and all of that is needed.
+
+One tour is made for all tests here: the pod as it is and, beside it, one for each thing that can be taken away from it,
+all with the same faults before them.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+
+from agent.model import Action, NodeReport, Status
+from tests.image.conftest import ROOT
+from tests.image.deployed import NAMED_SECONDS, Deployed, ImageNode, read
+from tests.image.faults import APART, TOGETHER, Fault, all_together
+from tests.lab.pod_spec import Manifest
+from tests.lab.waiting import wait_until
+
+MANIFEST = read(ROOT / "deploy" / "daemonset.yaml")
+SPARE = 0.25
+"""Of the memory limit, never used."""
+
+
+class Said(NamedTuple):
+    """What must be said of a condition when something is missing: these words."""
+
+    condition: str
+    words: str
+
+
+MISSING = {
+    "NET_ADMIN": (Said("ConntrackDNSRace", "CAP_NET_ADMIN is missing"),),
+    "SYS_PTRACE": (Said("ContainerdShimLeaked", "the agent needs CAP_SYS_PTRACE"),),
+    "/run/containerd": (
+        Said("ContainerRuntimeUnresponsive", "mount /run/containerd here"),
+        Said("ContainerdShimHung", "no containerd here: /run/containerd/"),
+        Said("ContainerdShimLeaked", "no containerd here: /run/containerd/"),
+    ),
+    "/sys/fs/cgroup": (
+        Said("ContainerdShimHung", "/sys/fs/cgroup does not show the node's cgroups here"),
+        Said("ExcessiveDefunctProcesses", "/sys/fs/cgroup does not show the node's cgroups here"),
+    ),
+}
+"""By capability or path. What is not here is not shown to be needed, and has no place in the manifest."""
+
+
+def taken_away() -> dict[str, Manifest]:
+    """Return the manifest without each of its capabilities and paths, one at a time."""
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in MANIFEST.pod["volumes"] if "hostPath" in volume}
+    return {
+        **{name: MANIFEST.without_capability(name) for name in MANIFEST.capabilities},
+        **{path: MANIFEST.without_volume(name) for name, path in paths.items()},
+    }
+
+
+@dataclass
+class Tour:
+    """What was seen: seconds until the start, what each fault was told of, and what the others told of all."""
+
+    agent: Deployed
+    start_seconds: float = 0.0
+    problems: dict[str, str] = field(default_factory=dict)
+    reports: dict[str, NodeReport] = field(default_factory=dict)
+    healthy: NodeReport | None = None
+
+
+@pytest.fixture(scope="module")
+def tour(node: ImageNode) -> Iterator[Tour]:
+    with node.running(MANIFEST) as agent:
+        seen = Tour(agent, agent.pod.await_start())
+        agent.pod.await_ready()
+        agent.await_well()
+        with all_together(node):
+            _find(seen, TOGETHER)
+            seen.reports = _without(node)
+        agent.await_well()
+        for fault in APART:
+            with fault.make(node):
+                _find(seen, [fault])
+            agent.await_well()
+        seen.healthy = agent.report()
+        yield seen
+
+
+def _find(seen: Tour, faults: Iterator[Fault] | tuple[Fault, ...] | list[Fault]) -> None:
+    for fault in faults:
+        try:
+            seen.agent.found(fault.fits, f"{fault.name} is named")
+        except AssertionError as error:
+            seen.problems[fault.name] = f"{error}; it says {seen.agent.unsettled()}"
+
+
+def _without(node: ImageNode) -> dict[str, NodeReport]:
+    """Run one pod for each thing taken away, and return what each tells once it has seen all there is."""
+    variants = taken_away()
+    with ExitStack() as stack, ThreadPoolExecutor(len(variants)) as pool:
+        starting = {name: pool.submit(stack.enter_context, node.running(each)) for name, each in variants.items()}
+        running = {name: future.result().ready() for name, future in starting.items()}
+        settling = {name: pool.submit(_settled, name, agent) for name, agent in running.items()}
+        return {name: future.result() for name, future in settling.items()}
+
+
+def _settled(name: str, agent: Deployed) -> NodeReport:
+    """Wait until it tells of every fault, or says what it cannot see; return its last word either way."""
+
+    def settled() -> bool:
+        report = agent.report()
+        named = {(active.finding.condition, active.finding.reason) for c in report.conditions for active in c.findings}
+        unknown = {condition.type for condition in report.conditions if condition.status is Status.UNKNOWN}
+        left = [
+            each for each in TOGETHER if (each.condition, each.reason) not in named and each.condition not in unknown
+        ]
+        return not left and not unsaid(name, report)
+
+    try:
+        wait_until(settled, NAMED_SECONDS, "all is seen")
+    except AssertionError as error:
+        print(f"without {name}: {error}")
+    return agent.report()
+
+
+def unsaid(name: str, report: NodeReport) -> list[Said]:
+    """Return what a report without something ought to say, and does not."""
+    messages = {
+        each.type: " ".join([each.message, *(active.finding.message for active in each.findings)])
+        for each in report.conditions
+    }
+    return [each for each in MISSING.get(name, ()) if each.words not in messages.get(each.condition, "")]
+
+
+# -- with all of it
+
+
+@pytest.mark.parametrize("fault", [*TOGETHER, *APART], ids=lambda fault: fault.name)
+def test_every_watch_finds_its_faults_and_names_the_pod(tour: Tour, fault: Fault) -> None:
+    assert fault.name not in tour.problems, tour.problems[fault.name]
+
+
+def test_a_healthy_node_is_found_to_be_healthy_by_every_detector(tour: Tour) -> None:
+    assert tour.healthy is not None
+    assert {each.name: each.state.value for each in tour.healthy.detectors} == dict.fromkeys(
+        (each.name for each in tour.healthy.detectors), "ok"
+    )
+    assert len(tour.healthy.conditions) >= len({each.condition for each in (*TOGETHER, *APART)})
+
+
+# -- without some of it
+
+
+@pytest.mark.parametrize("name", taken_away())
+def test_without_it_a_watch_says_what_it_can_no_longer_see(tour: Tour, name: str) -> None:
+    assert name in MISSING, f"nothing shows that {name} is needed: take it out of the manifest"
+    assert not unsaid(name, tour.reports[name]), [f"{c.type}: {c.message}" for c in tour.reports[name].conditions]
+
+
+@pytest.mark.parametrize("name", taken_away())
+def test_without_it_nobody_is_accused_who_is_well(tour: Tour, name: str) -> None:
+    made = {(fault.condition, fault.reason) for fault in TOGETHER}
+    for condition in tour.reports[name].conditions:
+        for active in condition.findings:
+            assert (active.finding.condition, active.finding.reason) in made, active.finding.message
+
+
+def test_a_frozen_shim_is_not_recommended_to_be_killed_while_its_cgroup_is_to_be_seen(tour: Tour) -> None:
+    actions = {
+        active.finding.pod.name: active.finding.recommended_action
+        for condition in tour.reports["NET_ADMIN"].conditions
+        for active in condition.findings
+        if active.finding.pod and condition.type == "ContainerdShimHung"
+    }
+    assert actions == {"frozen": Action.THAW_CGROUP, "stopped": Action.KILL_SHIM}
+
+
+# -- and within its limits
+
+
+def test_it_starts_under_its_cpu_limit_in_a_quarter_of_what_its_startup_probe_allows(tour: Tour) -> None:
+    probe = MANIFEST.container["startupProbe"]
+    assert tour.agent.pod.cpu_stat()["nr_throttled"] > 0, "the limit was not felt, so nothing was shown"
+    assert tour.start_seconds < probe["periodSeconds"] * probe["failureThreshold"] / 4
+
+
+def test_memory_stays_under_the_limit_with_a_quarter_to_spare_also_while_it_is_asked_inside(
+    tour: Tour, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pod, mib = tour.agent.pod, 1 << 20
+    watching = pod.memory_peak()
+    for words in (["report"], ["check", "--config", "/etc/nodediag"]):
+        done = pod.exec("nodediag", *words)
+        assert done.code == 0, f"nodediag {words[0]}: {done.stdout}{done.stderr}"
+    with capsys.disabled():
+        print(
+            f"\nmemory at its peak: {watching / mib:.1f} MiB through the tour, {pod.memory_peak() / mib:.1f} MiB with "
+            f"`nodediag report` and `check` run inside, of {MANIFEST.memory_limit / mib:.0f} MiB; "
+            f"ready to serve after {tour.start_seconds:.1f} s"
+        )
+    assert pod.oom_kills() == 0
+    assert pod.memory_peak() <= (1 - SPARE) * MANIFEST.memory_limit
