@@ -45,9 +45,10 @@ def prometheus(lab_node: LabNode, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def test_nothing_fires_on_a_healthy_node(lab_node: LabNode, prometheus: PrometheusProcess) -> None:
     wait_until(lab_node.agent.all_well, RESOLVED_SECONDS, "the node is well")
+    wait_until(lambda: prometheus.value("nodediag:up:sum") == 1, SCRAPED_SECONDS, "the rules have seen the agent")
+    wait_until(prometheus.all_evaluated, SCRAPED_SECONDS, "every rule was evaluated without an error")
     wait_until(lambda: prometheus.alerts() == [], RESOLVED_SECONDS, "no alert is pending or fires")
     assert prometheus.value("nodediag:nodes_wrong:count") == 0
-    assert prometheus.value("nodediag:up:sum") == 1
 
 
 def test_a_panel_shows_something_on_a_healthy_node_unless_it_is_about_faults(prometheus: PrometheusProcess) -> None:
