@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.app import DETECTOR_CLASSES, METER_CLASSES
-from agent.model import Detector
+from agent.exporters.node_conditions.exporter import NodeConditions
+from agent.model import Detector, Meter
 from tools.monitoring.agent_alerts import agent_group
 from tools.monitoring.alert_table import alert_table
 from tools.monitoring.condition_alerts import condition_group
@@ -17,6 +18,8 @@ from tools.monitoring.fleet_records import fleet_group
 from tools.monitoring.rule import NOTICE, Group, write
 from tools.monitoring.scraping import PODMONITOR, SCRAPE_CONFIG
 
+METERS: tuple[type[Meter], ...] = (*METER_CLASSES, NodeConditions)
+"""The parts that count for themselves; each has panels of its own."""
 PROMETHEUS_RULE = """\
 # A Prometheus that selects its rules by label (kube-prometheus-stack: release: NAME) needs that label here as well.
 apiVersion: monitoring.coreos.com/v1
@@ -50,7 +53,7 @@ def files(detectors: Iterable[type[Detector]] = DETECTOR_CLASSES) -> dict[str, s
         "deploy/prometheus/prometheusrule.yaml": f"{NOTICE}\n{PROMETHEUS_RULE}{indented}",
         "deploy/prometheus/podmonitor.yaml": f"{NOTICE}\n{PODMONITOR}",
         "deploy/prometheus/scrape-config.yaml": f"{NOTICE}\n{SCRAPE_CONFIG}",
-        "deploy/grafana/dashboard.json": dashboard(detectors, METER_CLASSES),
+        "deploy/grafana/dashboard.json": dashboard(detectors, METERS),
         "docs/alerts.md": alert_table(every),
     }
 

@@ -93,6 +93,10 @@ class PrometheusProcess:
                 return each
         return None
 
+    def all_evaluated(self) -> bool:
+        """Whether every rule has been evaluated, without an error."""
+        return all(rule["health"] == "ok" for group in self._get("rules")["groups"] for rule in group["rules"])
+
     def _get(self, what: str, **parameters: str) -> dict[str, Any]:
         url = f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as answer:

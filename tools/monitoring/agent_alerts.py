@@ -202,6 +202,16 @@ def _rights() -> tuple[Alert, ...]:
             "401: it does not take the token; 403: the ClusterRole lacks a right. Pods are then told by less, and "
             "PLEGUnhealthy is Unknown.",
         ),
+        _alert(
+            "NodediagNodeConditionsPending",
+            "nodediag_node_conditions_pending > 0",
+            "30m",
+            "An API server that is upgraded or overloaded is waited for. Silent where node conditions are not told.",
+            WARNING,
+            "{{ $labels.node }}: the API server does not take the node's conditions from nodediag",
+            "What kubectl shows of this node is old, and who acts on it acts on what was. The agent's log says why: a "
+            "right that is missing, an API server that cannot be reached, or one that asks to come back later.",
+        ),
     )
 
 

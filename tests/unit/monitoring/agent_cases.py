@@ -272,6 +272,22 @@ RIGHTS_CASES = (
         "and PLEGUnhealthy is Unknown.",
         runbook="agent-alerts.md#nodediagkubeletapirefused",
     ),
+    Case(
+        name="the API server is not told",
+        alert="NodediagNodeConditionsPending",
+        series={
+            labelled("nodediag_node_conditions_pending", "well"): values(("0", 100)),
+            labelled("nodediag_node_conditions_pending", "blip"): values(("0", 20), ("3", 60), ("0", 20)),
+            labelled("nodediag_node_conditions_pending", "sick"): values(("0", 20), ("3", 64), ("0", 16)),
+        },
+        quiet_at=(40 * 60 - 30, 42 * 60),
+        fires_at=40 * 60,
+        labels={**scraped_from("sick"), "severity": "warning"},
+        summary="sick: the API server does not take the node's conditions from nodediag",
+        description="What kubectl shows of this node is old, and who acts on it acts on what was. The agent's log says "
+        "why: a right that is missing, an API server that cannot be reached, or one that asks to come back later.",
+        runbook="agent-alerts.md#nodediagnodeconditionspending",
+    ),
 )
 
 
