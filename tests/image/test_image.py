@@ -77,7 +77,7 @@ def test_its_labels_tell_what_it_is_and_what_it_was_made_of(image: OciArchive) -
     assert labels["version"] == __version__
     assert labels["source"].startswith("https://")
     assert "shim" in labels["description"]
-    assert re.fullmatch(r"[0-9a-f]{40}|unknown", labels["revision"])
+    assert re.fullmatch(r"([0-9a-f]{40}|unknown)(-changed)?", labels["revision"])
 
 
 def test_it_starts_nodediag_as_root_and_leaves_health_to_kubernetes(image: OciArchive) -> None:
