@@ -126,7 +126,7 @@ def test_what_the_manifest_asks_for_and_what_the_image_takes() -> None:
     found = re.search(r"limits:\s+cpu: (\d+)m\s+memory: (\d+)Mi", manifest)
     assert found
     cpu, memory = map(int, found.groups())
-    assert row("memory, asked for by the manifest", f"{memory}Mi", f"{memory * NODES / 1024:.0f} GiB") in COST
+    assert row("memory, asked for by the manifest", f"{memory}Mi", f"{memory * NODES / 1024:.1f} GiB") in COST
     assert row("CPU, asked for by the manifest", f"{cpu}m", f"{cpu * NODES / 1000:.0f} cores") in COST
     image = re.search(r"is (\S+) MiB to pull and (\S+) MiB on disk", (ROOT / "docs/image.md").read_text())
     assert image
