@@ -43,11 +43,11 @@ class Door:
         """Return who is behind a peer as grpc names it; None if it did not come through this door, or has left."""
         return self._keeper.visitor(peer)
 
-    def open(self) -> None:
-        """Let callers in. Raises OSError."""
+    def open(self, *, ahead: bool = False) -> None:
+        """Let callers in; `ahead`: start what serves them now, not for the first. Raises OSError."""
         if self._watch:
             self._watch.start()
-        self._keeper.start()
+        self._keeper.start(ahead=ahead)
 
     def close(self) -> None:
         """Let nobody in any more."""

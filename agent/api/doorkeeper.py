@@ -8,8 +8,9 @@ one thread receives callers (`agent.api.reception`) and copies bytes between the
 
 grpc sees the name our end of a connection is bound to, and so a servicer can tell who calls.
 
-What listens inside is started once there is somebody to let in, in a thread of its own, since that takes a moment and
-may fail; who has come waits meanwhile. After a failure the next caller has it tried again.
+What listens inside is started once there is somebody to let in, or ahead of that if told to; in a thread of its own,
+since that takes a moment and may fail. Who has come waits meanwhile. After a failure the next
+caller has it tried again.
 
 Everything is bounded: connections, how long one may take to show who it is or has to wait, and what is read of one
 side before the other has taken it. The thread sleeps while nothing moves.
@@ -89,10 +90,12 @@ class Doorkeeper:
         self._reopen_at: float | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Let callers in from now on. Raises OSError."""
+    def start(self, *, ahead: bool = False) -> None:
+        """Let callers in from now on; `ahead`: start what listens inside now, not for the first. Raises OSError."""
         self._selector.register(self._bell, READ)
         self._selector.register(self._listener, READ)
+        if ahead:
+            self._begin_to_open()
         self._thread = threading.Thread(target=self._keep, name="api-door", daemon=True)
         self._thread.start()
 
@@ -250,8 +253,11 @@ class Doorkeeper:
         del self._arrivals[arrival]
         self._waiting[arrival] = (visitor, time.monotonic() + OPENING_SECONDS)
         if not self._is_opening:
-            self._is_opening = True
-            threading.Thread(target=self._open, name="api-opening", daemon=True).start()
+            self._begin_to_open()
+
+    def _begin_to_open(self) -> None:
+        self._is_opening = True
+        threading.Thread(target=self._open, name="api-opening", daemon=True).start()
 
     def _welcome(self) -> None:
         """Let in who has waited, if somebody listens inside now; turn them away if nobody could be had to."""

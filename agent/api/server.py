@@ -1,7 +1,8 @@
 """The gRPC API on a Unix socket, or over TCP with certificates on both sides.
 
 Its place is taken at once; what serves there (`agent.api.grpc_server`) is loaded and started when the first caller has
-shown who it is. Only then is its memory spent: on a node nobody asks, never.
+shown who it is. Only then is its memory spent: on a node nobody asks, never. Where it must be there even when the
+disk it is loaded from hangs, it is started ahead.
 """
 
 import threading
@@ -42,11 +43,11 @@ class ApiServer:
         door = self._door
         return door.endpoint if door else self.listen
 
-    def start(self) -> None:
-        """Listen, and serve whoever comes, until `stop`. Raises EndpointError."""
+    def start(self, *, ahead: bool = False) -> None:
+        """Listen, and serve whoever comes, until `stop`; `ahead`: be ready before the first. Raises EndpointError."""
         door = self._door = Door(self.listen, self._place, self._serve)
         try:
-            door.open()
+            door.open(ahead=ahead)
         except BaseException:
             self._door = None
             door.close()

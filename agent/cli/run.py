@@ -94,6 +94,7 @@ class Supervisor:
         self._listen = loaded.settings.http.listen
         self._http = HttpExporter(self._listen, site)
         self._api_is_asked_for = loaded.is_set("grpc.listen")
+        self._is_to_mend = loaded.settings.remediation.enabled
         self._api: ApiServer | None = None
         self._local_api: ApiServer | None = None
         if self._acting:
@@ -145,7 +146,8 @@ class Supervisor:
         """
         try:
             if self._api and self._acting:
-                self._api.start()
+                # Whoever is to mend a node comes when its disk hangs, too: then nothing can be loaded any more.
+                self._api.start(ahead=self._is_to_mend)
                 self._acting.engine.start()
         except EndpointError as error:
             if self._api_is_asked_for or isinstance(error, EndpointInUseError):

@@ -222,3 +222,14 @@ def test_grpc_is_loaded_once_somebody_calls(tmp_path: Path, calls: int) -> None:
                     client.get_node_report()
             code, _, output, _ = ended(process, signal.SIGTERM)
     assert (code, output) == (0, f"grpc: {calls > 0}\n")
+
+
+def test_where_a_node_may_be_mended_grpc_is_there_before_its_disk_hangs(tmp_path: Path) -> None:
+    file = config_file(tmp_path, 1)
+    settings = {**json.loads(file.read_text()), "remediation": {"enabled": True}, "host": {"state_dir": str(tmp_path)}}
+    file.write_text(json.dumps(settings))
+    with running([command()[0], "-c", TELLING_AGENT, "run", "--config", str(file)]) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        wait_until(lambda: "cygrpc" in maps.read_text(), 30, "grpc is loaded, and nobody has called")
+        code, _, output, _ = ended(process, signal.SIGTERM)
+    assert (code, output) == (0, "grpc: True\n")

@@ -230,6 +230,20 @@ def test_nothing_is_started_before_somebody_comes(kept: Callable[..., tuple[Door
     assert inside.address
 
 
+def test_told_to_it_is_started_ahead_of_the_first(folder: Path) -> None:
+    inside = Inside(folder, echo)
+    keeper = keeper_at(folder, inside)
+    with ExitStack() as stack:
+        stack.callback(inside.close)
+        stack.callback(keeper.stop, 0.0)
+        keeper.start(ahead=True)
+        wait_until(lambda: keeper._inner, 5, "it is started, and nobody has come")
+        with knocking(folder) as caller:
+            caller.sendall(b"hello")
+            assert caller.recv(100) == b"hello"
+        assert not keeper._waiting
+
+
 def test_who_comes_while_it_starts_waits_and_is_heard_whole(folder: Path) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
     inside = Inside(folder, echo)
