@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import __version__
 from tests.image.deployed import ImageNode
 from tests.lab.containerd import NodeContainerd
 from tests.lab.containers import run_container
@@ -55,7 +56,7 @@ def node() -> Iterator[ImageNode]:
         Cri(containerd.address) as cri,
     ):
         import_pause_image(containerd)
-        import_image(containerd, ARCHIVE, "nodediag:0.1.0")
+        import_image(containerd, ARCHIVE, f"nodediag:{__version__}")
         forget_pages(containerd.root)
         known = run_container(containerd, pod=Pod("orphaned", "shop"))
         yield ImageNode(containerd, cri, kubelet, dns, known)

@@ -1,6 +1,7 @@
 """A node of the lab with Kubernetes' own paths, and the built image on it as a manifest says."""
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from tests.lab.waiting import wait_until
 NAMED_SECONDS = 30.0
 """Twice what an agent has at default settings: several of them share two processors here, each at a tenth of one."""
 NODE_NAME = "lab-node"
+SPARE = 0.25
+"""Of the memory limit, never used."""
 
 
 @dataclass
@@ -44,9 +47,15 @@ class ImageNode:
         return address
 
     @contextmanager
-    def running(self, manifest: Manifest, tls: ClientTls | None = None) -> Iterator["Deployed"]:
+    def running(
+        self,
+        manifest: Manifest,
+        tls: ClientTls | None = None,
+        address: str = "",
+        api_server: tuple[str, int] | None = None,
+    ) -> Iterator["Deployed"]:
         """Run a pod of the manifest for the body, without waiting for it; with `tls` it is asked over TCP."""
-        with RunningPod(self.cri, manifest, NODE_NAME, self.new_address()) as pod:
+        with RunningPod(self.cri, manifest, NODE_NAME, address or self.new_address(), api_server) as pod:
             yield Deployed(pod, tls)
 
 
@@ -104,3 +113,23 @@ class Deployed:
 def read(path: Path) -> Manifest:
     """Read a manifest's file."""
     return Manifest.parse(path.read_text())
+
+
+def memory_to_spare(agent: Deployed, overlay: str, *commands: list[str]) -> str:
+    """Run commands inside as an on-call does, hold that a quarter of the limit was never used; return the figures."""
+    pod, limit, mib = agent.pod, agent.pod.manifest.memory_limit, 1 << 20
+    watching = pod.memory_peak()
+    slowest = 0.0
+    for words in commands:
+        began = time.monotonic()
+        done = pod.exec(*words)
+        slowest = max(slowest, time.monotonic() - began)
+        assert done.code == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+    peak = pod.memory_peak()
+    told = (
+        f"{overlay}: memory at its peak {watching / mib:.1f} MiB through the tour, {peak / mib:.1f} MiB with what an "
+        f"on-call runs inside (which took {slowest:.1f} s at most), of {limit / mib:.0f} MiB"
+    )
+    assert pod.oom_kills() == 0, told
+    assert peak <= (1 - SPARE) * limit, told
+    return told

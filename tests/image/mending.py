@@ -105,7 +105,6 @@ def _containerd_hangs(node: ImageNode) -> Iterator[Fits]:
         yield _of(TargetKind.CONTAINERD)
 
 
-UNCHANGED = "read-only /sys/fs/cgroup"
 _CGROUP = "/sys/fs/cgroup does not show the node's cgroups"
 _PTRACE = "CAP_SYS_PTRACE"
 _BUS = "/run/dbus/system_bus_socket"
@@ -115,7 +114,7 @@ ACTS = (
         Action.KILL_SHIM, _stopped,
         {"/run/containerd": "CONDITION_NOT_TRUE", "/var/lib/nodediag": "/var/lib/nodediag"},
     ),
-    Act(Action.THAW_CGROUP, _frozen, {"/sys/fs/cgroup": _CGROUP, UNCHANGED: "mount /sys/fs/cgroup writable"}),
+    Act(Action.THAW_CGROUP, _frozen, {"/sys/fs/cgroup": _CGROUP}),
     Act(Action.SIGNAL_PARENT, _forgetful, {"KILL": "CAP_KILL is missing"}),
     Act(Action.KILL_PARENT, _negligent, {"KILL": "CAP_KILL is missing"}),
     Act(Action.DELETE_CONNTRACK_FLOWS, _waiting_flows, {"NET_ADMIN": "CAP_NET_ADMIN is missing"}),

@@ -17,8 +17,8 @@ import yaml
 from agent.client import ClientTls
 from agent.model import Action
 from tests.e2e.mending import QUICK
-from tests.image.deployed import Deployed, ImageNode
-from tests.image.mending import ACTS, UNCHANGED, Act, asked
+from tests.image.deployed import Deployed, ImageNode, memory_to_spare
+from tests.image.mending import ACTS, Act, asked
 from tests.lab.certificates import CA, CERT, KEY, Authority
 from tests.lab.pod_spec import Manifest
 from tests.lab.processes import send_signal
@@ -26,8 +26,9 @@ from tests.lab.systemd_standin import PrivateBus, SystemdStandin, UnitStandin
 from tests.unit.deploy.kustomize import overlay
 
 MANIFEST = Manifest(overlay("remediation"))
-SPARE = 0.25
 CALLER = "tour.test"
+READER = "reader.nodediag.svc"
+"""A caller the overlay itself names, who may read."""
 STATE = "/var/lib/nodediag"
 BLIND = "/run/containerd"
 """Without which no pod's fault is found."""
@@ -41,21 +42,17 @@ def paths(manifest: Manifest) -> dict[str, str]:
 
 
 def lessened() -> dict[str, Manifest]:
-    """Return the manifest without each of its capabilities and paths, and with what it may write to made read-only."""
-    read_only = MANIFEST.copy()
-    mount = next(each for each in read_only.container["volumeMounts"] if each["mountPath"] == "/sys/fs/cgroup")
-    mount["readOnly"] = True
+    """Return the manifest without each of its capabilities and paths, one at a time."""
     return {
         **{name: MANIFEST.without_capability(name) for name in MANIFEST.capabilities},
         **{path: MANIFEST.without_volume(name) for path, name in paths(MANIFEST).items()},
-        UNCHANGED: read_only,
     }
 
 
 def ready_to_act(manifest: Manifest, authority: Authority, state: str) -> Manifest:
     """Return the manifest as an operator finishes it: a Secret, a caller, no dry run, and here no rest between acts."""
     changed = manifest.copy()
-    files = changed.get("ConfigMap")["data"]
+    files = changed.settings
     settings = yaml.safe_load(files["remediation.yaml"])
     every = [action.value for action in Action if action is not Action.NONE]
     settings["grpc"]["callers"].append({"identity": CALLER, "actions": every})
@@ -63,7 +60,7 @@ def ready_to_act(manifest: Manifest, authority: Authority, state: str) -> Manife
     settings["remediation"] |= {"dry_run": False, "max_per_hour": 1000, "actions": free}
     files["remediation.yaml"] = yaml.safe_dump(settings)
     files["tour.yaml"] = yaml.safe_dump({"detectors": QUICK})
-    issued = authority.issue(*(f"192.0.2.{number}" for number in range(20, 120)))
+    issued = authority.issue(*(f"192.0.2.{number}" for number in range(20, 120)), READER)
     data = {CERT: issued.cert.decode(), KEY: issued.key.decode(), CA: authority.pem.decode()}
     secret = {"kind": "Secret", "metadata": {"name": "nodediag-tls"}, "stringData": data}
     for volume in changed.pod["volumes"]:
@@ -153,3 +150,14 @@ def test_without_it_an_act_refuses_or_fails_and_says_what_is_missing(tour: Tour,
 
 def test_every_action_is_in_the_tour() -> None:
     assert {act.action for act in ACTS} == set(Action) - {Action.NONE}
+
+
+def test_memory_stays_under_the_limit_with_a_quarter_to_spare_also_while_it_is_asked_inside(
+    tour: Tour, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"--{word}": f"/etc/nodediag-tls/{name}" for word, name in (("cert", CERT), ("key", KEY), ("ca", CA))}
+    access = ["--endpoint", tour.agent.endpoint, *(word for pair in files.items() for word in pair)]
+    check = ["nodediag", "check", "--config", "/etc/nodediag"]
+    told = memory_to_spare(tour.agent, "remediation", ["nodediag", "report", *access], check)
+    with capsys.disabled():
+        print(f"\n{told}")

@@ -39,13 +39,15 @@ class KubeletApi:
     `connections` counts those that were accepted; `requests` has all that was ever read behind TLS.
     """
 
-    def __init__(self, folder: Path, issued: Issued, answer: Answer, *, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, issued: Issued, answer: Answer, *, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.answer = answer
         self.shakes_hands = True
         self.connections = 0
         self.requests: list[bytes] = []
         self._folder = folder
-        self._listener = socket.create_server((address, 0), backlog=16)
+        self._listener = socket.create_server((address, port), backlog=16)
         self._over = threading.Event()
         self._open: set[socket.socket] = set()
         self._ended = 0

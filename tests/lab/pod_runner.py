@@ -9,14 +9,14 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from . import cgroups
 from .cri import Cri
-from .pod_spec import Identity, Manifest, container_config, pod_cgroup, quantity, sandbox_config
+from .pod_spec import Identity, Manifest, container_config, pod_cgroup, quantity, sandbox_config, with_access
 from .pod_volumes import Volumes
 from .processes import Process, identify
 from .waiting import wait_until
@@ -39,11 +39,15 @@ class Executed:
 class RunningPod:
     """A pod of the manifest's DaemonSet, as a context manager; it is gone from the node afterwards."""
 
-    def __init__(self, cri: Cri, manifest: Manifest, node_name: str, node_address: str) -> None:
+    def __init__(
+        self, cri: Cri, manifest: Manifest, node_name: str, node_address: str, api_server: tuple[str, int] | None = None
+    ) -> None:
         namespace = manifest.get("DaemonSet")["metadata"]["namespace"]
         name = f"{manifest.get('DaemonSet')['metadata']['name']}-{secrets.token_hex(3)}"
         self.manifest = manifest
         self.who = Identity(name, namespace, str(uuid.uuid4()), node_name, node_address)
+        if api_server:
+            self.who = replace(self.who, api_server=api_server)
         self.container_id = ""
         self._cri = cri
         self._cgroup = pod_cgroup(manifest.pod, self.who.uid)
@@ -136,7 +140,7 @@ class RunningPod:
     # -- inside -----------------------------------------------------------------
 
     def _start(self, undo: ExitStack) -> None:
-        spec, volumes = self.manifest.pod, Volumes(self._dir, self._objects())
+        spec, volumes = with_access(self.manifest.pod), Volumes(self._dir, self._objects(), self.who.namespace)
         undo.callback(shutil.rmtree, self._dir, ignore_errors=True)
         undo.callback(shutil.rmtree, self._logs, ignore_errors=True)
         undo.callback(volumes.unmount)

@@ -36,6 +36,10 @@ _MASKED = (
 )  # fmt: skip
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+ROOT_CA = "kube-root-ca.crt"
+"""The ConfigMap in every namespace of who signed the API server's certificate."""
+_ACCESS, _ACCESS_PATH = "kube-api-access", "/var/run/secrets/kubernetes.io/serviceaccount"
+
 _POD_FIELDS = {
     "automountServiceAccountToken", "containers", "dnsPolicy", "enableServiceLinks", "hostNetwork", "hostPID",
     "initContainers", "nodeSelector", "affinity", "priorityClassName", "restartPolicy", "securityContext",
@@ -82,6 +86,12 @@ class Manifest:
         return found
 
     @property
+    def settings(self) -> dict[str, str]:
+        """The settings files by name."""
+        files: dict[str, str] = self.get("ConfigMap")["data"]
+        return files
+
+    @property
     def capabilities(self) -> tuple[str, ...]:
         """The capabilities the container adds."""
         return tuple(self.container["securityContext"]["capabilities"].get("add", ()))
@@ -124,6 +134,7 @@ class Identity:
     uid: str
     node_name: str
     node_address: str
+    api_server: tuple[str, int] = ("10.96.0.1", 443)
 
     def field(self, path: str) -> str:
         """Return the value of a fieldRef."""
@@ -202,7 +213,7 @@ def container_config(
         "command": list(container.get("command", ())),
         "args": list(container.get("args", ())),
         "working_dir": container.get("workingDir", ""),
-        "envs": [{"key": each["name"], "value": _value(each, who)} for each in container.get("env", ())],
+        "envs": [*_services(who), *({"key": e["name"], "value": _value(e, who)} for e in container.get("env", ()))],
         "mounts": [*(_mount(each, volumes) for each in container.get("volumeMounts", ())), *extra_mounts],
         "labels": {
             "io.kubernetes.container.name": container["name"],
@@ -213,6 +224,26 @@ def container_config(
         "log_path": f"{container['name']}.log",
         "linux": {"resources": _resources(spec, container), "security_context": _security(spec, container)},
     }
+
+
+def with_access(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod's spec as the API server admits it: with its token, if it is to have one, where clients look."""
+    admitted: dict[str, Any] = copy.deepcopy(dict(spec))
+    if not admitted.get("automountServiceAccountToken", True):
+        return admitted
+    namespace = {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}
+    sources = [{"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": ROOT_CA}}, {"downwardAPI": namespace}]
+    admitted.setdefault("volumes", []).append({"name": _ACCESS, "projected": {"sources": sources}})
+    for container in (*admitted["containers"], *admitted.get("initContainers", ())):
+        mounts = container.setdefault("volumeMounts", [])
+        mounts.append({"name": _ACCESS, "mountPath": _ACCESS_PATH, "readOnly": True})
+    return admitted
+
+
+def _services(who: Identity) -> list[dict[str, str]]:
+    """The API server's address, which every container is told of."""
+    host, port = who.api_server
+    return [{"key": "KUBERNETES_SERVICE_HOST", "value": host}, {"key": "KUBERNETES_SERVICE_PORT", "value": str(port)}]
 
 
 def _value(variable: Mapping[str, Any], who: Identity) -> str:

@@ -17,14 +17,17 @@ Objects = Mapping[tuple[str, str], Mapping[str, Any]]
 """The ConfigMaps and Secrets of the pod's namespace, by kind and name."""
 
 _MIB = 1 << 20
-_TOKEN = "a service account's token of the lab"
+_NAMESPACE = "metadata.namespace"
+TOKEN = "first-token"
+"""Every service account's, and what the lab's API server takes."""
 
 
 class Volumes:
     """Makes volumes below one pod's directory."""
 
-    def __init__(self, pod_dir: Path, objects: Objects) -> None:
+    def __init__(self, pod_dir: Path, objects: Objects, namespace: str) -> None:
         self._dir = pod_dir / "volumes"
+        self._namespace = namespace
         self._objects = objects
         self._mounted: list[Path] = []
 
@@ -87,7 +90,9 @@ class Volumes:
                     case "secret":
                         files |= self._object("Secret", what["name"], what)
                     case "serviceAccountToken":
-                        files[what["path"]] = _TOKEN.encode()
+                        files[what["path"]] = TOKEN.encode()
+                    case "downwardAPI" if [item["fieldRef"]["fieldPath"] for item in what["items"]] == [_NAMESPACE]:
+                        files[what["items"][0]["path"]] = self._namespace.encode()
                     case _:
                         raise NotImplementedError(f"a projected source of kind {kind}")
         return files

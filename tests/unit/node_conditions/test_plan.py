@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,11 @@ ILL = Seen((ill(), well(DNS)), ("PLEGUnhealthy",))
 STATUS_A_DAY = status.BURST + DAY / status.REFILL_SECONDS
 EVENTS_A_DAY = events.BURST + DAY / events.REFILL_SECONDS
 """The bounds docs/node-conditions.md states: 1,450 and 298 on the worst day a node can have."""
+
+
+def test_the_bound_is_the_one_that_is_promised() -> None:
+    promised = f"{STATUS_A_DAY:,.0f} patches and {EVENTS_A_DAY:.0f} for Events at most"
+    assert promised in (Path(__file__).parents[3] / "docs/node-conditions.md").read_text()
 
 
 def plan(seed: int = 1, heartbeat: float = 300.0, interval: float = 10.0, *, with_events: bool = True) -> Plan:
