@@ -13,7 +13,9 @@ NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run demo test lane-watching lane-parts lane-remediation unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image image-size wheels lock clean
+LANES := lane-watching lane-image lane-remediation lane-parts
+
+.PHONY: run demo test $(LANES) unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -30,11 +32,10 @@ demo: setup-test lab-packages
 	@$(BIN)/python -m tests.demo
 
 ## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
-test: unit lab-packages node-packages
+test: unit lab-packages image-packages node-packages
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
 	$(BIN)/python -m pytest tests/machine
-	$(BIN)/python -m pytest tests/image
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target lane-watching lane-parts lane-remediation
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)
 
 # In a node of its own a lane sees none of the faults that another one makes.
 lane-watching:
@@ -43,8 +44,12 @@ lane-watching:
 lane-remediation:
 	tools/in-a-node $(BIN)/python -m pytest tests/e2e/remediation
 
+lane-image:
+	$(BIN)/python -m pytest tests/image
+
 lane-parts:
 	$(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
+	$(BIN)/python -m pytest tests/delivery -n 2
 	$(BIN)/python -m pytest tests/lab
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once

@@ -200,6 +200,7 @@ def test_what_becomes_known_later_is_no_news_to_whoever_follows(
     before = findings(pair.asking)
     watcher = feed.watch()
     next(iter(watcher))
+    wait_until(lambda: pair.kubelet.requests and pair.kubelet.requests[0], 10, "the kubelet is asked")
     pair.kubelet.answer = HEALTHY
     pair.kubelet.end_connections()
     wait_until(lambda: any(each.name == "nodediag.kubelet" for each in caplog.records), 10, "the first reading fails")

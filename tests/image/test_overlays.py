@@ -20,7 +20,7 @@ from tests.lab.kubelet_standin import Reply
 from tests.lab.pod_spec import ROOT_CA, Manifest
 from tests.lab.pods import Pod
 from tests.lab.waiting import wait_until
-from tests.unit.deploy.kustomize import COMPONENTS, combination, overlay
+from tests.delivery.deploy.kustomize import COMPONENTS, combination, overlay
 
 KUBELET_CERTIFICATE = Path("/var/lib/kubelet/pki/kubelet.crt")
 NOTHING = Reply(b'{"kind":"PodList","apiVersion":"v1","items":[]}')

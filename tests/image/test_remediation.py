@@ -23,7 +23,7 @@ from tests.lab.certificates import CA, CERT, KEY, Authority
 from tests.lab.pod_spec import Manifest
 from tests.lab.processes import send_signal
 from tests.lab.systemd_standin import PrivateBus, SystemdStandin, UnitStandin
-from tests.unit.deploy.kustomize import overlay
+from tests.delivery.deploy.kustomize import overlay
 
 MANIFEST = Manifest(overlay("remediation"))
 CALLER = "tour.test"

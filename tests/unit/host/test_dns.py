@@ -26,7 +26,7 @@ from agent.host.dns_servers import DnsServer, parse_resolv_conf, parse_server, s
 NAME = "kubernetes.default.svc.cluster.local"
 ATTEMPT = 0.3
 """Long enough for an answer on a busy machine."""
-SHORT = 0.05
+SHORT = 0.15
 """For what is never answered."""
 LOSSY = 0.3
 """For what is answered in part: a late answer still has as long again."""

@@ -16,7 +16,7 @@ from agent.exporters.node_conditions.plan import WriteEvent, WriteStatus
 from agent.exporters.node_conditions.status import Seen
 from agent.model import PodRef
 from tests.lab.api_objects import merge_event, merge_status, node
-from tests.unit.deploy.kustomize import KUBECTL
+from tests.delivery.deploy.kustomize import KUBECTL
 from tests.unit.node_conditions.telling import DNS, HUNG, SINCE, finding, ill, unseen, well
 
 NODE = "worker-3"

@@ -12,7 +12,7 @@ from agent.app import DETECTOR_CLASSES
 from agent.exporters.advice import advise
 from agent.model import Action, Finding, Target, TargetKind
 from agent.settings import Settings
-from tests.unit.docs.markdown import RUNBOOKS, Section, blocks, command_lines, links, nodediag_commands, sections
+from tests.delivery.docs.markdown import RUNBOOKS, Section, blocks, command_lines, links, nodediag_commands, sections
 
 REASONS = {kind: reasons for detector in DETECTOR_CLASSES for kind, reasons in detector.conditions.items()}
 EVERY_REASON = [(kind, reason) for kind, reasons in REASONS.items() for reason in reasons]

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.unit.deploy.kustomize import COMBINED, OVERLAYS, Object, combination, overlay
+from tests.delivery.deploy.kustomize import COMBINED, OVERLAYS, Object, combination, overlay
 
 
 @pytest.fixture(params=[*OVERLAYS, *("+".join(names) for names in COMBINED)])

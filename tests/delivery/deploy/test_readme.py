@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from agent.settings import load
-from tests.unit.deploy.kustomize import COMPONENTS, DEPLOY, OVERLAYS, Object, built, objects, pod, settings_files
+from tests.delivery.deploy.kustomize import COMPONENTS, DEPLOY, OVERLAYS, Object, built, objects, pod, settings_files
 
 README = (DEPLOY / "README.md").read_text()
 PUBLISHED = "github.com/nodediag/nodediag/deploy"

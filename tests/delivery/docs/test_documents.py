@@ -8,7 +8,7 @@ import pytest
 
 from agent.cli.parser import parse
 from agent.remediation.ledger_file import SCHEMA_VERSION
-from tests.unit.docs.markdown import ROOT, documents, links, nodediag_commands, sections, subcommands_named
+from tests.delivery.docs.markdown import ROOT, documents, links, nodediag_commands, sections, subcommands_named
 
 A_VARIABLE = re.compile(r"\$\{?\w+(:[^}]*\})?")
 A_UUID = "3a0e9c5e-7b5f-4f0e-9d0c-2b8a1d0f6c11"

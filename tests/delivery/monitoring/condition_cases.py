@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tests.unit.monitoring.promtool import STEP, Case, Course, on, scraped_from
+from tests.delivery.monitoring.promtool import STEP, Case, Course, on, scraped_from
 
 HUNG = {
     'nodediag_shim_hung_seconds{namespace="shop",pod="web-0",container_id="c1"}': "312",

@@ -8,8 +8,8 @@ import pytest
 
 from agent.app import DETECTOR_CLASSES
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector
-from tests.unit.docs.markdown import ROOT, sections
-from tests.unit.monitoring.promtool import RULES, load
+from tests.delivery.docs.markdown import ROOT, sections
+from tests.delivery.monitoring.promtool import RULES, load
 from tools.generate_monitoring import files
 from tools.monitoring.condition_alerts import condition_group
 from tools.monitoring.condition_texts import TEXTS

@@ -15,7 +15,7 @@ from agent.remediation.evidence import MAX_TOTAL_BYTES
 from agent.settings import Settings
 from tests.lab.dns_servers import DnsMode, DnsServer
 from tests.unit.builders import RealClock
-from tests.unit.docs.markdown import ROOT
+from tests.delivery.docs.markdown import ROOT
 
 NODES = 5000
 DAY = 24 * 3600.0

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from agent.app import DETECTOR_CLASSES
-from tests.unit.monitoring.promtool import DEPLOY, promtool
+from tests.delivery.monitoring.promtool import DEPLOY, promtool
 
 FOLDER = DEPLOY / "prometheus"
 DISCOVERED = {

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.unit.monitoring.promtool import promtool
+from tests.delivery.monitoring.promtool import promtool
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SELECTOR = re.compile(r"([a-zA-Z_:][\w:]*)\s*\{([^}]*)\}")

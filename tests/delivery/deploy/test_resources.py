@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.unit.deploy.kustomize import Object, containers, pod
-from tests.unit.deploy.qos import qos_class, quantity
+from tests.delivery.deploy.kustomize import Object, containers, pod
+from tests.delivery.deploy.qos import qos_class, quantity
 
 EQUAL = {"limits": {"cpu": "100m", "memory": "64Mi"}, "requests": {"cpu": "0.1", "memory": "65536Ki"}}
 

@@ -7,7 +7,7 @@ import pytest
 from cel_expr_python import cel
 
 from agent.app import DETECTOR_CLASSES
-from tests.unit.deploy.kustomize import DEPLOY, Object, objects, of_kind
+from tests.delivery.deploy.kustomize import DEPLOY, Object, objects, of_kind
 
 POLICIES = objects((DEPLOY / "components/own-node-only/policies.yaml").read_text())
 AGENT = "system:serviceaccount:nodediag:nodediag"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.docs.markdown import ROOT
-from tests.unit.monitoring.promtool import DEPLOY, RULES, load
+from tests.delivery.docs.markdown import ROOT
+from tests.delivery.monitoring.promtool import DEPLOY, RULES, load
 
 PAGE = (ROOT / "docs" / "prometheus.md").read_text()
 SCRAPING, INHIBITION = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))

@@ -6,7 +6,7 @@ import kubernetes_validate
 import pytest
 
 from agent import __version__
-from tests.unit.deploy.kustomize import (
+from tests.delivery.deploy.kustomize import (
     COMPONENTS,
     DEPLOY,
     GUARD,

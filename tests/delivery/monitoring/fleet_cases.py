@@ -1,6 +1,6 @@
 """The alerts that look past one condition of one node: how each comes to fire, and what it then says."""
 
-from tests.unit.monitoring.promtool import Case, labelled, scraped_from, values
+from tests.delivery.monitoring.promtool import Case, labelled, scraped_from, values
 
 MINUTE = 2
 """In scrapes."""

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.monitoring.agent_cases import AGENT_CASES
-from tests.unit.monitoring.condition_cases import CONDITION_CASES
-from tests.unit.monitoring.fleet_cases import FLEET_CASES
-from tests.unit.monitoring.promtool import RULES, Case, load, promtool, try_case
+from tests.delivery.monitoring.agent_cases import AGENT_CASES
+from tests.delivery.monitoring.condition_cases import CONDITION_CASES
+from tests.delivery.monitoring.fleet_cases import FLEET_CASES
+from tests.delivery.monitoring.promtool import RULES, Case, load, promtool, try_case
 
 CASES = (*CONDITION_CASES, *AGENT_CASES, *FLEET_CASES)
 

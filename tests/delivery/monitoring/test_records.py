@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.unit.monitoring.promtool import RULES, STEP, load, on, promtool
+from tests.delivery.monitoring.promtool import RULES, STEP, load, on, promtool
 
 AT = 20
 """The scrape at which is looked: ten minutes, so that every window is full."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.deploy.kustomize import Object, containers, of_kind, overlay, pod
+from tests.delivery.deploy.kustomize import Object, containers, of_kind, overlay, pod
 
 WATCHING = {"NET_ADMIN", "SYS_PTRACE"}
 MENDING = WATCHING | {"KILL"}

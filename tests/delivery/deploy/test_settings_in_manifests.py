@@ -9,7 +9,7 @@ import yaml
 
 from agent.cli import run
 from agent.settings import Loaded, load
-from tests.unit.deploy.kustomize import Object, containers, of_kind, overlay, pod, settings_files
+from tests.delivery.deploy.kustomize import Object, containers, of_kind, overlay, pod, settings_files
 
 NODE = {"v4": "192.0.2.7", "v6": "2001:db8::7"}
 

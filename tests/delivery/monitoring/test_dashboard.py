@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from agent.app import DETECTOR_CLASSES, condition_types
 from agent.exporters.metrics import OWN, PREFIX
-from tests.unit.docs.markdown import ROOT
-from tests.unit.monitoring.promql import complaint, metrics, selections
-from tests.unit.monitoring.promtool import DEPLOY, RULES, load
+from tests.delivery.docs.markdown import ROOT
+from tests.delivery.monitoring.promql import complaint, metrics, selections
+from tests.delivery.monitoring.promtool import DEPLOY, RULES, load
 
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.docs.markdown import ROOT, sections
+from tests.delivery.docs.markdown import ROOT, sections
 
 TABLES = {
     section.title: section.body

@@ -1,7 +1,7 @@
 """The alerts about the agents themselves: how each comes to fire, and what it then says."""
 
-from tests.unit.monitoring.fleet_cases import MINUTE, condition
-from tests.unit.monitoring.promtool import Case, labelled, rising, scraped_from, values
+from tests.delivery.monitoring.fleet_cases import MINUTE, condition
+from tests.delivery.monitoring.promtool import Case, labelled, rising, scraped_from, values
 
 DETECTOR = {"detector": "conntrack_dns"}
 HOUR = 60 * MINUTE

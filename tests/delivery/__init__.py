@@ -1,0 +1,1 @@
+"""What is delivered beside the agent: manifests, rules, dashboards and pages; held against the code."""
