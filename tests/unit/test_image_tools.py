@@ -13,7 +13,7 @@ from tools.image.contents import page
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("base", ["python:3.13-slim-trixie", "docker.io/library/debian@latest"])
+@pytest.mark.parametrize("base", ["python:3.13-slim-trixie", "registry.example.org/debian@latest"])
 def test_a_base_without_its_digest_is_refused_before_anything_is_built(tmp_path: Path, base: str) -> None:
     archive = tmp_path / "nodediag.tar"
 
