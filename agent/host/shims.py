@@ -106,7 +106,10 @@ class _Conversation:
 
     def asks(self, method: str, container_id: str = "") -> bool:
         """Whether such a question is still unanswered; any container if none is named."""
-        return any(q.method == method and container_id in {"", q.container_id} for q in self.open_questions.values())
+        questions = self.open_questions
+        return bool(questions) and any(
+            q.method == method and container_id in {"", q.container_id} for q in questions.values()
+        )
 
 
 class ShimSense:
@@ -143,11 +146,11 @@ class ShimSense:
         if talk is not None and _is_closed(talk.sock):
             talk.sock.close()
             talk = None  # that shim is gone: a new connection tells whether another has its place
-        talk = talk or self._open(query)
+        now = self._clock.awake()
+        talk = talk or self._open(query, now)
         talk.query = query
         if talk.failure is not None:
             return talk
-        now = self._clock.awake()
         if not talk.asks("Connect"):
             talk.connect_asked_at = now
             self._put(talk, "Connect", query.container_ids[0], now)
@@ -157,9 +160,9 @@ class ShimSense:
         self._send(talk)  # at once, so that the shim is woken once, for the connection and what it brings
         return talk
 
-    def _open(self, query: ShimQuery) -> _Conversation:
+    def _open(self, query: ShimQuery, now: float) -> _Conversation:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        talk = _Conversation(query, sock, self._clock.awake())
+        talk = _Conversation(query, sock, now)
         try:
             sock.connect(query.address)
         except OSError as error:
