@@ -17,7 +17,7 @@ from tests.lab.containerd import NodeContainerd
 from tests.lab.containers import run_container
 from tests.lab.cri import Cri
 from tests.lab.dns_servers import DnsServer
-from tests.lab.images import forget_pages, import_image, import_pause_image
+from tests.lab.images import import_image, import_pause_image
 from tests.lab.pods import Pod
 from tests.lab.supervised import KubeletProcess
 from tests.lab.whole_node import NAMESERVER, WholeNode, is_inside
@@ -57,7 +57,6 @@ def node() -> Iterator[ImageNode]:
     ):
         import_pause_image(containerd)
         import_image(containerd, ARCHIVE, f"nodediag:{__version__}")
-        forget_pages(containerd.root)
         known = run_container(containerd, pod=Pod("orphaned", "shop"))
         yield ImageNode(containerd, cri, kubelet, dns, known)
 

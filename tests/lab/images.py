@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 from .containerd import PAUSE_IMAGE, Containerd
@@ -34,10 +35,12 @@ def forget_pages(folder: Path) -> None:
     On a node that was booted since an image was unpacked, that is the container itself.
     """
     os.sync()  # pages that are not written yet stay
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for directory, _, names in os.walk(folder):
+        for path in (Path(directory, name) for name in names):
+            with suppress(FileNotFoundError):
+                if path.is_file() and not path.is_symlink():
+                    with path.open("rb") as file:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _full(name: str) -> str:
