@@ -34,7 +34,9 @@ def _widespread(kind: str, reason: str, severity: str) -> Case:
         series={
             **_fleet(kind, reason, sick=4, of=40, minutes=7),
             **_fleet("KubeletHealthzFailing", "HealthzRefused", sick=2, of=10, minutes=20),
+            **_fleet("ContainerdShimLeaked", "ShimDead", sick=2, of=10, minutes=20),
             **_fleet("ConntrackDNSRace", "InsertFailed", sick=4, of=100, minutes=20),
+            **_fleet("ContainerRuntimeUnresponsive", "CRITimeout", sick=4, of=100, minutes=20),
         },
         quiet_at=(14 * 60 + 30, 17 * 60),
         fires_at=15 * 60,
