@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from agent import __version__, app, logs
+from agent import __version__, allocator, app, logs
 from agent.acts import Caller
 from agent.api.endpoint import EndpointError, EndpointInUseError, Place, TlsFiles, is_unix
 from agent.cli.arguments import add_config, load_or_explain
@@ -49,6 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     loaded = load_or_explain(arguments.config)
     if loaded is None:
         return EXIT_UNKNOWN
+    allocator.share_one_arena()
     sys.setswitchinterval(SWITCH_SECONDS)
     stop = StopSignals()
     logs.configure()
