@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.client import ClientTls
+from tests.delivery.deploy.kustomize import COMPONENTS, combination, overlay
 from tests.image.deployed import NODE_NAME, Deployed, ImageNode, memory_to_spare
 from tests.image.test_remediation import CALLER, ready_to_act
 from tests.lab import shim_faults
@@ -20,7 +21,6 @@ from tests.lab.kubelet_standin import Reply
 from tests.lab.pod_spec import ROOT_CA, Manifest
 from tests.lab.pods import Pod
 from tests.lab.waiting import wait_until
-from tests.delivery.deploy.kustomize import COMPONENTS, combination, overlay
 
 KUBELET_CERTIFICATE = Path("/var/lib/kubelet/pki/kubelet.crt")
 NOTHING = Reply(b'{"kind":"PodList","apiVersion":"v1","items":[]}')

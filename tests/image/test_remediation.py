@@ -16,6 +16,7 @@ import yaml
 
 from agent.client import ClientTls
 from agent.model import Action
+from tests.delivery.deploy.kustomize import overlay
 from tests.e2e.mending import QUICK
 from tests.image.deployed import Deployed, ImageNode, memory_to_spare
 from tests.image.mending import ACTS, Act, asked
@@ -23,7 +24,6 @@ from tests.lab.certificates import CA, CERT, KEY, Authority
 from tests.lab.pod_spec import Manifest
 from tests.lab.processes import send_signal
 from tests.lab.systemd_standin import PrivateBus, SystemdStandin, UnitStandin
-from tests.delivery.deploy.kustomize import overlay
 
 MANIFEST = Manifest(overlay("remediation"))
 CALLER = "tour.test"

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.delivery.deploy.kustomize import Object, of_kind, overlay, settings_files
 from tests.integration.test_run import STOP_SECONDS, get
 from tests.lab.api_standin import ApiMode, ApiStandin
 from tests.lab.kubelet_standin import KubeletMode, KubeletStandin
 from tests.lab.waiting import wait_until
 from tests.unit.cli.processes import SECONDS, command, config_file, ended, log_line, running
-from tests.delivery.deploy.kustomize import Object, of_kind, overlay, settings_files
 
 NODE = "worker-3"
 HEALTHZ = "KubeletHealthzFailing"

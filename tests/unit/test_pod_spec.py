@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.pod_spec import Identity, Manifest, container_config, pod_cgroup, qos, sandbox_config, with_access
 from tests.delivery.deploy.kustomize import COMBINED, OVERLAYS, Object, combination, overlay
+from tests.lab.pod_spec import Identity, Manifest, container_config, pod_cgroup, qos, sandbox_config, with_access
 
 WHO = Identity("nodediag-x", "nodediag", "1111", "worker-3", "192.0.2.7")
 EVERY = [overlay(name) for name in OVERLAYS] + [combination(names) for names in COMBINED]

@@ -13,9 +13,9 @@ from agent.host.dns_servers import parse_server
 from agent.host.kubelet_calls import ALLOWED_SECONDS, REVIEWED_SECONDS
 from agent.remediation.evidence import MAX_TOTAL_BYTES
 from agent.settings import Settings
+from tests.delivery.docs.markdown import ROOT
 from tests.lab.dns_servers import DnsMode, DnsServer
 from tests.unit.builders import RealClock
-from tests.delivery.docs.markdown import ROOT
 
 NODES = 5000
 DAY = 24 * 3600.0

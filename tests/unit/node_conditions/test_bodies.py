@@ -15,8 +15,8 @@ from agent.exporters.node_conditions.bodies import event_name, event_patch, rfc3
 from agent.exporters.node_conditions.plan import WriteEvent, WriteStatus
 from agent.exporters.node_conditions.status import Seen
 from agent.model import PodRef
-from tests.lab.api_objects import merge_event, merge_status, node
 from tests.delivery.deploy.kustomize import KUBECTL
+from tests.lab.api_objects import merge_event, merge_status, node
 from tests.unit.node_conditions.telling import DNS, HUNG, SINCE, finding, ill, unseen, well
 
 NODE = "worker-3"
