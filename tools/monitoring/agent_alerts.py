@@ -149,8 +149,7 @@ def _footprint() -> tuple[Alert, ...]:
             "NodediagStalled",
             "rate(nodediag_self_stall_seconds_total[10m]) > 0.1",
             "15m",
-            "A busy quarter of an hour passes. Measured with 110 shims under the manifest's limit of 100m: a stall share "
-            "of 0.002.",
+            "A busy quarter of an hour passes. With 110 shims under the manifest's limit of 100m it was 0.002.",
             WARNING,
             "{{ $labels.node }}: the nodediag agent stands still for {{ $value | humanizePercentage }} of the time",
             "It is throttled at its CPU limit, or the node has no CPU to give. Faults are named late.",
