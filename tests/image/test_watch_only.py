@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from agent.model import Action, NodeReport, Status
+from agent.model import Action, DetectorState, NodeReport, Status
 from tests.image.conftest import ROOT
 from tests.image.deployed import NAMED_SECONDS, Deployed, ImageNode, memory_to_spare, read
 from tests.image.faults import APART, TOGETHER, Fault, all_together
@@ -20,6 +21,10 @@ from tests.lab.pod_spec import Manifest
 from tests.lab.waiting import wait_until
 
 MANIFEST = read(ROOT / "deploy" / "daemonset.yaml")
+
+
+CAPABILITIES = {"NET_ADMIN": 12, "SYS_PTRACE": 19}
+"""Their numbers, of linux/capability.h."""
 
 
 class Said(NamedTuple):
@@ -59,7 +64,9 @@ class Tour:
     """What was seen: seconds until the start, what each fault was told of, and what the others told of all."""
 
     agent: Deployed
-    start_seconds: float = 0.0
+    start_seconds: float
+    earlier: str
+    """A container that was there when the agent's was made, and has gone since."""
     problems: dict[str, str] = field(default_factory=dict)
     reports: dict[str, NodeReport] = field(default_factory=dict)
     healthy: NodeReport | None = None
@@ -67,9 +74,12 @@ class Tour:
 
 @pytest.fixture(scope="module")
 def tour(node: ImageNode) -> Iterator[Tour]:
-    with node.running(MANIFEST) as agent:
-        seen = Tour(agent, agent.pod.await_start())
+    with ExitStack() as before, ExitStack() as stack:
+        earlier = before.enter_context(node.running(MANIFEST))
+        agent = stack.enter_context(node.running(MANIFEST))
+        seen = Tour(agent, agent.pod.await_start(), earlier.pod.container_id)
         agent.pod.await_ready()
+        before.close()
         agent.await_well()
         with all_together(node):
             _find(seen, TOGETHER)
@@ -139,10 +149,34 @@ def test_every_watch_finds_its_faults_and_names_the_pod(tour: Tour, fault: Fault
 
 def test_a_healthy_node_is_found_to_be_healthy_by_every_detector(tour: Tour) -> None:
     assert tour.healthy is not None
-    assert {each.name: each.state.value for each in tour.healthy.detectors} == dict.fromkeys(
-        (each.name for each in tour.healthy.detectors), "ok"
-    )
-    assert len(tour.healthy.conditions) >= len({each.condition for each in (*TOGETHER, *APART)})
+    states = {each.name: each.state for each in tour.healthy.detectors}
+    assert states.pop("kubelet_pleg") is DetectorState.NOT_APPLICABLE, "the kubelet's API is an overlay's"
+    assert set(states.values()) == {DetectorState.OK}, states
+    watched = {fault.condition for fault in (*TOGETHER, *APART)}
+    assert watched < {each.type for each in tour.healthy.conditions}
+
+
+def test_it_runs_with_exactly_the_rights_the_manifest_gives(tour: Tour) -> None:
+    pid, security = tour.agent.pod.process.pid, MANIFEST.container["securityContext"]
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    wanted = sum(1 << CAPABILITIES[name] for name in security["capabilities"]["add"])
+    assert {status[name] for name in ("CapEff", "CapPrm", "CapBnd")} == {f"{wanted:016x}"}
+    assert {status["CapInh"], status["CapAmb"]} <= {f"{wanted:016x}", f"{0:016x}"}
+    assert (status["NoNewPrivs"], status["Seccomp"], status["Uid"]) == ("1", "2", "0\t0\t0\t0")
+    for kind in ("pid", "net"):
+        assert Path(f"/proc/{pid}/ns/{kind}").readlink() == Path(f"/proc/1/ns/{kind}").readlink()
+    mounts = {line.split()[4]: line.split()[5] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+    read_only = {each["mountPath"] for each in MANIFEST.container["volumeMounts"] if each.get("readOnly")} | {"/"}
+    assert {place for place in read_only if "ro" in mounts[place].split(",")} == read_only
+    assert {place for place in ("/proc/sys", "/sys") if "ro" in mounts[place].split(",")} == {"/proc/sys", "/sys"}
+    assert tour.agent.pod.memory_now().get("hierarchical_memory_limit", MANIFEST.memory_limit) == MANIFEST.memory_limit
+
+
+def test_it_holds_no_mount_of_a_container_that_has_ended(tour: Tour) -> None:
+    """Else what was unmounted on the node would stay in use for as long as the agent runs."""
+    mounts = Path(f"/proc/{tour.agent.pod.process.pid}/mountinfo").read_text()
+    assert f"/run/containerd/io.containerd.runtime.v2.task/k8s.io/{tour.agent.pod.container_id}/rootfs" in mounts
+    assert tour.earlier not in mounts
 
 
 # -- without some of it

@@ -95,7 +95,7 @@ class WholeNode:
 
     def __init__(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="ndlab-node-"))
-        self._cgroup = f"/nodediag-lab-{secrets.token_hex(4)}"
+        self.cgroup = f"/nodediag-lab-{secrets.token_hex(4)}"
         self._undo = ExitStack()
         self._init: Process | None = None
 
@@ -128,15 +128,15 @@ class WholeNode:
     # -- inside ---------------------------------------------------------------
 
     def _make_cgroup(self) -> None:
-        cgroups.make(self._cgroup)
+        cgroups.make(self.cgroup)
         for tree in cgroups.hierarchies():
             if "cpuset" in tree.controllers:  # nothing may enter before it says where one may run
                 for name in ("cpuset.cpus", "cpuset.mems"):
-                    (tree.at(self._cgroup) / name).write_text((tree.mount / name).read_text())
+                    (tree.at(self.cgroup) / name).write_text((tree.mount / name).read_text())
 
     def _remove_cgroup(self) -> None:
-        cgroups.kill_members(self._cgroup)
-        cgroups.remove(self._cgroup)
+        cgroups.kill_members(self.cgroup)
+        cgroups.remove(self.cgroup)
 
     def _launch(self, undo: ExitStack) -> None:
         unshare = [
@@ -191,7 +191,7 @@ class WholeNode:
         return ["nsenter", f"--target={self._init.pid}", "--pid", "--net", "--mount", "--cgroup", "--ipc", "--"]
 
     def _in_cgroup(self, argv: list[str]) -> list[str]:
-        procs = [str(tree.at(self._cgroup) / "cgroup.procs") for tree in cgroups.hierarchies()]
+        procs = [str(tree.at(self.cgroup) / "cgroup.procs") for tree in cgroups.hierarchies()]
         entering = 'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
         return ["sh", "-ec", entering, "sh", *procs, "--", *argv]
 
