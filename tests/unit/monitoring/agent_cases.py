@@ -206,12 +206,12 @@ FOOTPRINT_CASES = (
         name="stands still",
         alert="NodediagStalled",
         series={
-            labelled("nodediag_self_stall_seconds_total", "well"): rising(0, 3, 120),
+            labelled("nodediag_self_stall_seconds_total", "well"): rising(0, 2, 120),
             labelled("nodediag_self_stall_seconds_total", "blip"): f"{values(('0', 20))} {values(('120', 100))}",
             labelled("nodediag_self_stall_seconds_total", "sick"): f"{values(('0', 20))} {rising(15, 15, 100)}",
         },
-        quiet_at=(30 * 60 - 30,),
-        fires_at=30 * 60,  # half of the time from minute 10 on is more than a quarter of ten minutes at minute 15
+        quiet_at=(27 * 60 - 30,),
+        fires_at=27 * 60,  # half of the time from minute 10 on is more than a tenth of ten minutes at minute 12
         labels={**scraped_from("sick"), "severity": "warning"},
         summary="sick: the nodediag agent stands still for 50% of the time",
         description="It is throttled at its CPU limit, or the node has no CPU to give. Faults are named late.",
