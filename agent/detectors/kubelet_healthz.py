@@ -301,7 +301,7 @@ def _refused_message(seen: Observation, _: int, __: KubeletHealthzSettings) -> s
         if life.ended
         else "there is no single process named kubelet"
     )
-    return f"{what} and {gone}. See systemctl status kubelet and journalctl -u kubelet."
+    return f"{what} and {gone}. See systemctl show -p ActiveState,Result kubelet and journalctl -u kubelet."
 
 
 def _not_ok_message(seen: Observation, _: int, __: KubeletHealthzSettings) -> str:

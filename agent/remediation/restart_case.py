@@ -158,7 +158,8 @@ class RestartCase:
         came = await_(lambda: self.service.successor(self.before), patience.successor, self.clock)
         if came is None:
             why = f"no new process of {name} was seen within {patience.successor:g} s"
-            return Verification(helped=False, message=f"{why}. See systemctl status {name} and journalctl -u {name}")
+            where = f"See systemctl show -p ActiveState,Result {name} and journalctl -u {name}"
+            return Verification(helped=False, message=f"{why}. {where}")
         problem = self._unwell()
         if problem:
             why = f"{name} was started again, but after {patience.answer:g} s it is not well: {problem}"

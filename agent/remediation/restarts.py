@@ -60,7 +60,9 @@ class Restarter:
         try:
             self._systemd.restart(way.unit)
         except DeclinedError as error:
-            raise ActError(f"{error}; nothing was done. See systemctl status {way.unit.name}") from None
+            raise ActError(
+                f"{error}; nothing was done. See systemctl show -p LoadState,ActiveState,Result {way.unit.name}"
+            ) from None
         except BusError as error:
             if not error.asked:
                 return self._signal_instead(grip, str(error))

@@ -39,8 +39,8 @@ class Patience:
 def exact(target: Target, name: str, address: str, procfs: Procfs) -> ProcessId:
     """Return the process a target names, of this boot. Raises RefusedError."""
     if target.pid is None or target.start_time is None:
-        why = f"no process of {name} is named: where it has ended, see systemctl status {name}; there is none to end"
-        raise refused(RefusalReason.TARGET_GONE, why)
+        where = f"where it has ended, see systemctl show -p ActiveState,Result {name}"
+        raise refused(RefusalReason.TARGET_GONE, f"no process of {name} is named: {where}; there is none to end")
     this_boot(target, procfs)
     if target.address not in {"", address}:
         why = f"{name} is asked at {address}, not at {printable(target.address, 120)}. Ask for a new report"

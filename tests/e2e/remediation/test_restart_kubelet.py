@@ -305,7 +305,10 @@ def test_a_successor_that_never_comes_did_not_help(bench: Bench) -> None:
         bench.healthz.set_mode(KubeletMode.HEALTHY)
         seen = case.verify()
     assert seen.helped is False
-    assert "no new process of kubelet was seen within 0.5 s. See systemctl status kubelet" in seen.message
+    assert (
+        "no new process of kubelet was seen within 0.5 s. See systemctl show -p ActiveState,Result kubelet"
+        in seen.message
+    )
 
 
 @pytest.mark.parametrize("mode", [KubeletMode.NEVER, KubeletMode.ERROR_500, KubeletMode.REFUSE])

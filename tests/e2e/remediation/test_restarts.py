@@ -217,7 +217,12 @@ def test_what_systemd_declines_is_not_done_by_signals(
     node: FakeNode, bus: PrivateBus, kubelet: subprocess.Popen[bytes]
 ) -> None:
     masked = SystemdStandin(bus, unit_of(kubelet.pid), declines="org.freedesktop.systemd1.UnitMasked")
-    with masked, pytest.raises(ActError, match=r"UnitMasked.*nothing was done\. See systemctl status kubelet\.service"):
+    with (
+        masked,
+        pytest.raises(
+            ActError, match=r"UnitMasked.*nothing was done\. See systemctl show -p LoadState,ActiveState,Result kubelet"
+        ),
+    ):
         end_by_systemd(node, kubelet, bus)
     assert kubelet.poll() is None
 
