@@ -33,7 +33,7 @@ COPY --from=build /out/agent /
 
 # What saves memory for the whole process belongs into the second line, and nowhere else.
 ENV PATH=/usr/local/bin:/usr/bin LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 \
-    MALLOC_ARENA_MAX=2
+    MALLOC_ARENA_MAX=1
 
 ARG VERSION=unknown
 ARG REVISION=unknown
