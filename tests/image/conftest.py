@@ -4,6 +4,7 @@
 itself there; what it leaves behind ends with the node (see `tests.lab.whole_node`).
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if is_inside() or config.option.collectonly:
         return None
     _build()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the node is taken away
     with WholeNode() as node:
         return node.run(sys.executable, "-m", "pytest", *config.invocation_params.args)
 

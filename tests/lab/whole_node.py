@@ -139,18 +139,10 @@ class WholeNode:
         cgroups.remove(self.cgroup)
 
     def _launch(self, undo: ExitStack) -> None:
-        unshare = [
-            "unshare",
-            "--fork",
-            "--kill-child",
-            "--pid",
-            "--net",
-            "--mount",
-            "--cgroup",
-            "--ipc",
-            "--mount-proc",
-        ]
-        command = self._in_cgroup([*unshare, "--", sys.executable, "-I", "-S", "-c", _INIT])
+        own = ["--pid", "--net", "--mount", "--cgroup", "--ipc", "--mount-proc"]
+        # Whoever made the node may be killed: then the first of these ends, and with it the node.
+        unshare = ["setpriv", "--pdeathsig=KILL", "unshare", "--fork", "--kill-child", *own, "--"]
+        command = self._in_cgroup([*unshare, sys.executable, "-I", "-S", "-c", _INIT])
         launcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         undo.callback(self._end, launcher)
         if launcher.stdout is None or launcher.stdout.readline() != b"ready\n":
