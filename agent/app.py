@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from agent.clock import Clock
 from agent.detectors.conntrack_dns import ConntrackDnsDetector
@@ -45,6 +46,9 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
 METER_CLASSES: tuple[type[Meter], ...] = (KubeletCalls,)
 KUBELET_DIR = Path("/var/lib/kubelet")
 
+Makers: TypeAlias = Mapping[str, Callable[[], Detector]]
+"""By name of the detector, what makes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Agent:
@@ -69,6 +73,8 @@ class Senses:
         self.pods = Pods(self.bundles, self.procfs, book)
         self.shims = ShimSense(clock)
         self.listeners = Listeners(settings.host.proc)
+        self.containerd_process = self.service("containerd", lambda: self.listeners.unix(settings.containerd.address))
+        self.kubelet_process = self.service("kubelet", lambda: self.listeners.tcp(*place(settings.kubelet.healthz_url)))
 
     def pid_problem(self) -> str | None:
         """Why the processes seen are not the node's; None if they are."""
@@ -146,13 +152,13 @@ def _kubelet(settings: Settings, clock: Clock) -> _Kubelet | None:
     return _Kubelet(calls, book, PlegSense(api, clock, SPACING * settings.detectors.kubelet_pleg.period_seconds))
 
 
-def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Mapping[str, Callable[[], Detector]]:
-    settings, senses = loaded.settings, Senses(loaded, clock, kubelet.book if kubelet else None)
-    containerd_process = senses.service("containerd", lambda: senses.listeners.unix(settings.containerd.address))
-    kubelet_process = senses.service("kubelet", lambda: senses.listeners.tcp(*place(settings.kubelet.healthz_url)))
-    detectors = settings.detectors
-    containerd = settings.containerd
-    state_dir = Path(containerd.state_dir)
+def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Makers:
+    senses = Senses(loaded, clock, kubelet.book if kubelet else None)
+    return {**_of_the_kernel_and_shims(loaded, clock, senses), **_of_services(loaded, clock, senses, kubelet)}
+
+
+def _of_the_kernel_and_shims(loaded: Loaded, clock: Clock, senses: Senses) -> Makers:
+    settings, detectors, containerd = loaded.settings, loaded.settings.detectors, loaded.settings.containerd
     return {
         "containerd_shim": lambda: ContainerdShimDetector(
             detectors.containerd_shim,
@@ -163,7 +169,7 @@ def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Mapping[s
             senses.pid_problem,
             clock,
             expected=loaded.is_set("containerd.state_dir"),
-            containerd_process=containerd_process,
+            containerd_process=senses.containerd_process,
         ),
         "defunct_processes": lambda: DefunctProcessesDetector(
             detectors.defunct_processes,
@@ -188,13 +194,19 @@ def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Mapping[s
             clock,
             senses.network_problem,
         ),
+    }
+
+
+def _of_services(loaded: Loaded, clock: Clock, senses: Senses, kubelet: _Kubelet | None) -> Makers:
+    settings, detectors, containerd = loaded.settings, loaded.settings.detectors, loaded.settings.containerd
+    return {
         "kubelet_healthz": lambda: KubeletHealthzDetector(
             detectors.kubelet_healthz,
             settings.kubelet.healthz_url,
             explicit=loaded.is_set("kubelet.healthz_url"),
             clock=clock,
             kubelet_dir=KUBELET_DIR,
-            kubelet_process=kubelet_process,
+            kubelet_process=senses.kubelet_process,
             process_age=senses.procfs.age_seconds,
             boot_id=senses.procfs.boot_id,
             network_problem=senses.network_problem,
@@ -204,8 +216,8 @@ def _makers(loaded: Loaded, clock: Clock, kubelet: _Kubelet | None) -> Mapping[s
             containerd.address,
             explicit=loaded.is_set("containerd.address"),
             clock=clock,
-            state_dir=state_dir,
-            containerd_process=containerd_process,
+            state_dir=Path(containerd.state_dir),
+            containerd_process=senses.containerd_process,
             process_age=senses.procfs.age_seconds,
             boot_id=senses.procfs.boot_id,
         ),
