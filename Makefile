@@ -32,7 +32,7 @@ demo: setup-test lab-packages
 	@$(BIN)/python -m tests.demo
 
 ## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
-test: unit lab-packages image-packages node-packages
+test: unit lab-packages node-packages
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
 	$(BIN)/python -m pytest tests/machine
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)

@@ -43,7 +43,8 @@ from agent.detectors.conntrack_dns_look import ConntrackDnsObservation, events_o
 from agent.detectors.conntrack_findings import PRESSURE, pressure
 from agent.detectors.dns_findings import UNAVAILABLE, unavailable
 from agent.detectors.race_findings import RACE, race
-from agent.host.conntrack import EVENTS, ConntrackSample, Flows, NotTrackedError, rise
+from agent.host.conntrack import ConntrackSample, Flows, NotTrackedError, rise
+from agent.host.ctnetlink import EVENTS
 from agent.host.dns import Exchange
 from agent.host.dns_conversation import Fate
 from agent.host.dns_servers import DnsServer, DnsServers

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from agent.clock import Clock
-from agent.host.conntrack import FlowEntry, Netlink, ctnetlink, flow_entry, run_limited
+from agent.host.ctnetlink import FlowEntry, Netlink, ctnetlink, flow_entry, run_limited
 from agent.remediation.remedy import ActError
 
 ANSWER_SECONDS = 10.0

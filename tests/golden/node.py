@@ -21,7 +21,8 @@ from h2.events import StreamEnded
 
 from agent import app
 from agent.exporters.metrics import Metrics
-from agent.host.conntrack import EVENTS, Conntrack, NetlinkReader
+from agent.host.conntrack import Conntrack, NetlinkReader
+from agent.host.ctnetlink import EVENTS
 from agent.host.inventory import SHIM_COMM
 from agent.host.namespaces import INITIAL_PID_NAMESPACE
 from agent.host.pb.cri_pb2 import VersionResponse

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
-from agent.host.conntrack import Conntrack, ConntrackSample, FlowEntry, NotTrackedError
+from agent.host.conntrack import Conntrack, ConntrackSample, NotTrackedError
+from agent.host.ctnetlink import FlowEntry
 from agent.model import Action, CannotSeeError, Finding, Target, TargetKind
 from agent.remediation.flows import Deletion, FlowTable, Look, survivors, undisturbed
 from agent.remediation.remedy import Case, Verification

@@ -16,17 +16,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agent.host.conntrack import (
-    MAX_MISMATCHES,
-    Conntrack,
-    ConntrackSample,
-    Netlink,
-    NotTrackedError,
-    _dump_unreplied,
-    ctnetlink,
-    parse_stat,
-    rise,
-)
+from agent.host.conntrack import Conntrack, ConntrackSample, NotTrackedError, parse_stat, rise
+from agent.host.ctnetlink import MAX_MISMATCHES, Netlink, _dump_unreplied, ctnetlink
 from agent.model import CannotSeeError
 
 T = TypeVar("T")
@@ -307,7 +298,7 @@ class TestRealNetlink:
 
     def test_without_cap_net_admin(self) -> None:
         code = (
-            "from agent.host.conntrack import Netlink\ntry: Netlink().totals()\nexcept PermissionError: print('EPERM')"
+            "from agent.host.ctnetlink import Netlink\ntry: Netlink().totals()\nexcept PermissionError: print('EPERM')"
         )
         command = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -357,7 +348,7 @@ def test_a_kernel_that_does_not_filter_is_not_dumped(monkeypatch: pytest.MonkeyP
             read += 1
             yield message
 
-    monkeypatch.setattr("agent.host.conntrack._dump_unreplied", dump)
+    monkeypatch.setattr("agent.host.ctnetlink._dump_unreplied", dump)
     with pytest.raises(OSError, match="does not filter"):
         Netlink().unreplied(socket.AF_INET, 10)
     assert read == MAX_MISMATCHES + 1
@@ -365,7 +356,7 @@ def test_a_kernel_that_does_not_filter_is_not_dumped(monkeypatch: pytest.MonkeyP
 
 def test_pyroute2_is_imported_narrowly_and_can_still_be_imported_whole() -> None:
     code = (
-        "import sys, agent.host.conntrack as c\n"
+        "import sys, agent.host.ctnetlink as c\n"
         "assert not any(m.startswith('pyroute2') for m in sys.modules)\n"
         "narrow = c.ctnetlink()\n"
         "assert not any(m.startswith('pyroute2.ndb') for m in sys.modules)\n"

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import pytest
 
 from agent.acts import RefusalReason, RefusedError
-from agent.host.conntrack import Conntrack, ConntrackSample, FlowEntry, NotTrackedError, ctnetlink
+from agent.host.conntrack import Conntrack, ConntrackSample, NotTrackedError
+from agent.host.ctnetlink import FlowEntry, ctnetlink
 from agent.model import Action, CannotSeeError, Finding, Target, TargetKind
 from agent.remediation.actions.delete_conntrack_flows import MAX_EVIDENCE_FLOWS, MAX_FLOWS, DeleteConntrackFlows
 from agent.remediation.flows import Deletion, Look, NetlinkFlowTable, undisturbed
