@@ -49,7 +49,7 @@ lane-image:
 
 lane-parts:
 	$(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
-	$(BIN)/python -m pytest tests/delivery -n 2
+	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2
 	$(BIN)/python -m pytest tests/lab
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once

@@ -24,7 +24,7 @@ EVENTS_A_DAY = events.BURST + DAY / events.REFILL_SECONDS
 
 def test_the_bound_is_the_one_that_is_promised() -> None:
     promised = f"{STATUS_A_DAY:,.0f} patches and {EVENTS_A_DAY:.0f} for Events at most"
-    assert promised in (Path(__file__).parents[3] / "docs/node-conditions.md").read_text()
+    assert promised in (Path(__file__).parents[2] / "docs/node-conditions.md").read_text()
 
 
 def plan(seed: int = 1, heartbeat: float = 300.0, interval: float = 10.0, *, with_events: bool = True) -> Plan:
