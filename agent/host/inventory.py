@@ -106,7 +106,7 @@ class InventorySense:
 
         Raises NotApplicableError without containerd's state directory, OSError if it or /proc cannot be read.
         """
-        processes = {process.pid: process for process in self.procfs.processes()}
+        processes = {process.pid: process for process in self.procfs.living()}
         bundles = self.bundles.list()
         self.pods.remember(bundles)
         self._owners = {i: o for i, o in self._owners.items() if _alive(i, processes)}
@@ -134,7 +134,7 @@ class InventorySense:
         """Living shims. A container's process may call itself one; its cgroup tells that it is none."""
         ids = {bundle.id for bundle in bundles}
         for process in processes.values():
-            if process.comm == SHIM_COMM and process.state != "Z":
+            if process.comm == SHIM_COMM:
                 owner = self._owner(process)
                 if owner is None or owner.container_id not in ids:
                     yield process
@@ -162,15 +162,19 @@ class InventorySense:
         """The shim process above a container's init. Pids are reused: an init of another container is not believed."""
         ids = {bundle.id for bundle in members}
         for bundle in members:
-            init = processes.get(bundle.init_pid or 0)
+            init = processes.get(bundle.init_pid or 0) or self._defunct(bundle.init_pid)
             parent = processes.get(init.ppid) if init else None
-            if init is None or parent is None or parent.comm != SHIM_COMM or parent.state == "Z":
+            if init is None or parent is None or parent.comm != SHIM_COMM:
                 continue
             owner = self._owner(init)
             directory = self.procfs.cwd(parent.pid)
             if (owner is None or owner.container_id == bundle.id) and (not directory or _id_of(directory) in ids):
                 return parent
         return None
+
+    def _defunct(self, init_pid: int | None) -> Process | None:
+        """A container's init that has ended, and that a shim which hangs has not reaped."""
+        return self.procfs.process(init_pid) if init_pid else None
 
     def _stray_shims(
         self, shims: tuple[Shim, ...], bundles: tuple[Bundle, ...], shim_processes: tuple[Process, ...]
@@ -213,7 +217,7 @@ class InventorySense:
         ids = {bundle.id for bundle in bundles}
         found: dict[str, tuple[CgroupOwner, list[Process]]] = {}
         for process in processes.values():
-            if process.ppid != INIT_PID or process.state == "Z" or process.comm == SHIM_COMM:
+            if process.ppid != INIT_PID or process.comm == SHIM_COMM:
                 continue
             owner = self._owner(process)
             if owner is not None and owner.container_id not in ids:
@@ -237,4 +241,4 @@ def _id_of(directory: str) -> str:
 
 def _alive(process: ProcessId, processes: Mapping[int, Process]) -> bool:
     now = processes.get(process.pid)
-    return now is not None and now.start_time == process.start_time and now.state != "Z"
+    return now is not None and now.start_time == process.start_time

@@ -89,6 +89,11 @@ def _parse_all(lines: Iterable[bytes]) -> Iterator[Process]:
             continue
 
 
+def _is_defunct(line: bytes) -> bool:
+    at = line.rfind(b")") + 2
+    return line[at : at + 1] in {b"Z", b"X"}
+
+
 class Procfs:
     """Reads below one procfs root, such as /proc or /host/proc.
 
@@ -139,6 +144,10 @@ class Procfs:
     def processes(self) -> tuple[Process, ...]:
         """Return every process with a readable stat. Raises OSError if the root cannot be read."""
         return tuple(_parse_all(self._stat_lines()))
+
+    def living(self) -> tuple[Process, ...]:
+        """Return every process that is not defunct; of tens of thousands of zombies none is parsed. Raises OSError."""
+        return tuple(_parse_all(line for line in self._stat_lines() if not _is_defunct(line)))
 
     def process(self, pid: int) -> Process | None:
         """Return one process, or None if it is gone."""

@@ -9,6 +9,7 @@ status and go no further.
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,9 @@ CONFIRM_SECONDS = 0.5
 """Pause before a second look at a suspicion."""
 MIN_PAUSE_SECONDS = 0.1
 """Pause between two looks at least, whatever a detector asks for."""
+CPU_SHARE = 0.05
+"""Of one core, for the regular looks of one detector: on a node with tens of thousands of processes a look is dear, and
+an agent that is always looking is throttled until it sees nothing. What is doubted is looked at again all the same."""
 JITTER = 0.1
 """Share of the period by which looks are spread, so that a fleet does not move in step."""
 STALL_TOLERANCE_SECONDS = 1.0
@@ -75,17 +79,19 @@ class _Wish:
     recheck: float | None = None
     follow: float | None = None
 
-    def within(self, pause: float) -> float:
-        """Return the pause, shortened as wished."""
+    def within(self, pause: float, at_least: float) -> float:
+        """Return the pause, shortened as wished; `at_least` holds where nothing is left to be decided."""
+        regular = max(pause if self.follow is None else min(pause, self.follow), at_least)
         confirm = CONFIRM_SECONDS if self.confirm else None
-        sooner = [seconds for seconds in (confirm, self.recheck, self.follow) if seconds is not None]
-        return max(min([pause, *sooner]), MIN_PAUSE_SECONDS)
+        sooner = [seconds for seconds in (confirm, self.recheck) if seconds is not None]
+        return max(min([regular, *sooner]), MIN_PAUSE_SECONDS)
 
 
 class Runner:
     """Period, jitter, deadline and isolation for one detector.
 
     `identify` returns a finding with all that is known now of whose it is, and waits for nothing to become known.
+    `cpu_seconds` is the CPU time of the calling thread, in which a look is made.
     """
 
     def __init__(
@@ -95,11 +101,14 @@ class Runner:
         board: Board,
         clock: Clock,
         identify: Callable[[Finding], Finding] | None = None,
+        cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:
         self.name = detector.name
         self._detector = detector
         self._settings = settings
         self._identify = identify
+        self._cpu_seconds = cpu_seconds
+        self._cost = 0.0
         self._board = board
         self._clock = clock
         self._stop = threading.Event()
@@ -131,7 +140,9 @@ class Runner:
         run = _Run(self._clock.awake(), self._clock.stalled())
         with self._lock:
             self._run = run
+        began = self._cpu_seconds()
         outcome = self._attempt()
+        self._cost = self._cpu_seconds() - began
         with self._lock:
             self._run = None
         duration = self._clock.awake() - run.awake
@@ -147,7 +158,7 @@ class Runner:
     def pause_seconds(self) -> float:
         """How long to wait before the next look."""
         jitter = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
-        return self._wish.within(self._settings.period_seconds * jitter)
+        return self._wish.within(self._settings.period_seconds * jitter, self._cost / CPU_SHARE)
 
     def check_overdue(self) -> bool:
         """If the look under way has outlasted its deadline, say so on the board and return True."""

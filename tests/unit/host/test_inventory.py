@@ -26,8 +26,8 @@ class WatchedProcfs(Procfs):
         self.hidden: set[int] = set()
         self.then: Callable[[], object] = lambda: None
 
-    def processes(self) -> tuple[Process, ...]:
-        found = super().processes()
+    def living(self) -> tuple[Process, ...]:
+        found = super().living()
         self.then()
         return found
 
@@ -132,6 +132,12 @@ class TestShimProcess:
 
     def test_the_parent_of_the_init_is_the_shim_also_where_its_directory_is_hidden(self, node: Node) -> None:
         process = node.container()
+        node.procfs.hidden = {400}
+        assert node.take().shims[0].process == process
+
+    def test_so_is_that_of_an_init_that_has_ended_and_is_not_reaped(self, node: Node) -> None:
+        process = node.container()
+        node.proc.add(500, "app", state="Z", ppid=400, cgroup=kubepods(A))
         node.procfs.hidden = {400}
         assert node.take().shims[0].process == process
 

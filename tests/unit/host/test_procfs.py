@@ -102,7 +102,7 @@ def test_processes_with_unreadable_or_cut_off_stat_are_passed_over(proc: FakePro
     proc.write("15/stat", b"15 (foo) ")
     (proc.root / "16" / "stat").mkdir(parents=True)
     proc.write("version", b"no process")
-    assert procfs.processes() == (sane,)
+    assert procfs.processes() == procfs.living() == (sane,)
     assert procfs.scan({}).zombies == {}
     assert procfs.scan({}).states == {"S": 1, "Z": 1}
     assert procfs.process(12) is None
@@ -114,6 +114,15 @@ def test_a_missing_proc_is_an_error_and_not_an_idle_host(tmp_path: Path) -> None
         procfs.scan({})
     with pytest.raises(FileNotFoundError):
         procfs.processes()
+    with pytest.raises(FileNotFoundError):
+        procfs.living()
+
+
+def test_the_living_are_all_but_the_defunct_and_the_dead(proc: FakeProc, procfs: Procfs) -> None:
+    living = [proc.add(pid, comm, state=state) for pid, comm, state in ((10, "a", "S"), (11, "b) Z 1", "D"))]
+    defunct = [proc.add(pid, comm, state=state) for pid, comm, state in ((12, "c", "Z"), (13, "d) S 1", "X"))]
+    assert set(procfs.living()) == set(living)
+    assert set(procfs.processes()) == {*living, *defunct}
 
 
 def test_a_scan_counts_states_and_keeps_raw_names(proc: FakeProc, procfs: Procfs) -> None:

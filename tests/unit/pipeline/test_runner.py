@@ -229,6 +229,26 @@ def test_a_look_that_cannot_decide_is_followed_by_another_soon(
     assert (runner.pause_seconds(), runner.unsettled) == (pause, unsettled)
 
 
+@pytest.mark.parametrize(
+    ("result", "pause"),
+    [
+        (CLEAN, 40),
+        (CheckResult(findings=sick(sightings=2).findings, follow_seconds=3), 40),
+        (CheckResult(recheck_seconds=3), 3),
+        (sick(), CONFIRM_SECONDS),
+    ],
+    ids=["well", "followed", "undecided", "suspected"],
+)
+def test_a_look_that_takes_much_cpu_time_is_made_seldom_unless_something_is_undecided(
+    board: Board, clock: FakeClock, result: CheckResult, pause: float
+) -> None:
+    times = iter([10.0, 12.0])
+    settings = DetectorSettings(period_seconds=8)
+    runner = Runner(Script(result), settings, board, clock, cpu_seconds=lambda: next(times))
+    runner.look()
+    assert runner.pause_seconds() == pause
+
+
 @pytest.mark.parametrize("blind", [CannotSeeError("dark"), ValueError("odd"), CheckResult(unknown={SICK: "dark"})])
 def test_a_suspicion_does_not_hurry_looks_that_cannot_see(
     board: Board, clock: FakeClock, blind: CheckResult | Exception
