@@ -116,7 +116,7 @@ def _perform(node: ImageNode, seen: Tour, act: Act, others: dict[str, Deployed])
 
 def _systemd(node: ImageNode) -> ExitStack:
     """A system bus where a node has it, and on it who restarts the kubelet and containerd."""
-    BUS.parent.mkdir()
+    BUS.parent.mkdir(exist_ok=True)  # the kubelet has made it for a pod that wants it, where one was run before
     stack = ExitStack()
 
     def unit_of(pid: int) -> UnitStandin | None:
