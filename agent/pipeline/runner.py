@@ -273,9 +273,11 @@ class Runner:
     def _publish(
         self, status: DetectorStatus, conditions: tuple[Condition, ...], result: CheckResult | None = None
     ) -> None:
-        for condition in conditions:
-            self._log_change(condition, self._previous(condition.type))
+        before = [self._previous(condition.type) for condition in conditions]
+        # The board first: who reads the log and then asks finds there what the log says.
         self._board.publish(Entry(status, conditions, result.samples if result else ()))
+        for condition, previous in zip(conditions, before, strict=True):
+            self._log_change(condition, previous)
 
     def _log_change(self, condition: Condition, before: Condition | None) -> None:
         if before is not None and (before.status, before.reason) == (condition.status, condition.reason):

@@ -100,6 +100,27 @@ def test_a_suspicion_becomes_true_at_the_second_look_and_clears_at_the_next(boar
     assert statuses == ["False", "False", "True", "False"]
 
 
+def test_what_the_log_tells_stands_on_the_board_already(
+    board: Board, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nodediag.detectors")
+    told: list[tuple[str, str | None]] = []
+
+    class Reader(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            entry = board.entry(Script.name)
+            told.append((record.__dict__["status"], entry.conditions[0].status.value if entry else None))
+
+    runner = runner_of(Script(sick(sightings=2), CLEAN), board, clock)
+    log, reader = logging.getLogger("nodediag.detectors"), Reader()
+    log.addHandler(reader)
+    try:
+        look(runner, board, times=2)
+    finally:
+        log.removeHandler(reader)
+    assert told == [("True", "True"), ("False", "False")]
+
+
 def test_absent_is_not_failed_and_has_no_conditions(board: Board, clock: FakeClock) -> None:
     status, condition = look(runner_of(Script(NotApplicableError("no kubelet here")), board, clock), board)
     assert (status.state, status.message) == (DetectorState.NOT_APPLICABLE, "no kubelet here")
