@@ -104,12 +104,14 @@ def test_what_the_log_tells_stands_on_the_board_already(
     board: Board, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nodediag.detectors")
-    told: list[tuple[str, str | None]] = []
+    told: list[tuple[str, bool]] = []
 
     class Reader(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            entry = board.entry(Script.name)
-            told.append((record.__dict__["status"], entry.conditions[0].status.value if entry else None))
+            entry, said = board.entry(Script.name), record.__dict__
+            assert entry
+            stands = {condition.type: condition.status.value for condition in entry.conditions}
+            told.append((said["condition"], stands[said["condition"]] == said["status"]))
 
     runner = runner_of(Script(sick(sightings=2), CLEAN), board, clock)
     log, reader = logging.getLogger("nodediag.detectors"), Reader()
@@ -118,7 +120,7 @@ def test_what_the_log_tells_stands_on_the_board_already(
         look(runner, board, times=2)
     finally:
         log.removeHandler(reader)
-    assert told == [("True", "True"), ("False", "False")]
+    assert told == [(SICK, True), (DIRTY, True), (SICK, True)]
 
 
 def test_absent_is_not_failed_and_has_no_conditions(board: Board, clock: FakeClock) -> None:
