@@ -45,6 +45,8 @@ DETECTOR_CLASSES: tuple[type[Detector], ...] = (
 )
 METER_CLASSES: tuple[type[Meter], ...] = (KubeletCalls,)
 KUBELET_DIR = Path("/var/lib/kubelet")
+KNOWN_SECONDS = 60.0
+"""How long a service's process that was found is taken for the only one of its name."""
 
 Makers: TypeAlias = Mapping[str, Callable[[], Detector]]
 """By name of the detector, what makes it."""
@@ -73,12 +75,18 @@ class Senses:
         self.pods = Pods(self.bundles, self.procfs, book)
         self.shims = ShimSense(clock)
         self.listeners = Listeners(settings.host.proc)
+        self._sees_the_node = False
+        self._clock = clock
         self.containerd_process = self.service("containerd", lambda: self.listeners.unix(settings.containerd.address))
         self.kubelet_process = self.service("kubelet", lambda: self.listeners.tcp(*place(settings.kubelet.healthz_url)))
 
     def pid_problem(self) -> str | None:
-        """Why the processes seen are not the node's; None if they are."""
-        return self.namespaces.pid_problem(lambda: frozenset(p.comm for p in self.procfs.processes()))
+        """Why the processes seen are not the node's; None if they are, and then they are for as long as we live."""
+        if self._sees_the_node:
+            return None
+        problem = self.namespaces.pid_problem(lambda: frozenset(p.comm for p in self.procfs.processes()))
+        self._sees_the_node = problem is None
+        return problem
 
     def network_problem(self) -> str | None:
         """Why our network is not the node's; None if it is. Only the node's own pid 1 can tell."""
@@ -88,15 +96,30 @@ class Senses:
         return self.namespaces.network_problem()
 
     def service(self, comm: str, listening: Callable[[], frozenset[int]]) -> Callable[[], ProcessId | None]:
-        """Find the one process of a name; of several, the one that holds a socket of these inodes. None if unclear."""
+        """Find the one process of a name; of several, the one that holds a socket of these inodes. None if unclear.
+
+        One that was found is not looked for again for a while, as long as it lives: to look is to read all of /proc.
+        """
+        known: ProcessId | None = None
+        found_at = 0.0
 
         def find() -> ProcessId | None:
+            nonlocal known, found_at
+            if known is None or self._clock.monotonic() - found_at > KNOWN_SECONDS or not self._lives(known):
+                known, found_at = search(), self._clock.monotonic()
+            return known
+
+        def search() -> ProcessId | None:
             found = [process for process in self.procfs.named(comm) if not self.procfs.nested(process.pid)]
             if len(found) > 1:
                 found = self._holders(found, listening)
             return found[0].id if len(found) == 1 else None
 
         return find
+
+    def _lives(self, process: ProcessId) -> bool:
+        now = self.procfs.process(process.pid)
+        return now is not None and now.id == process and now.state != "Z"
 
     def _holders(self, processes: list[Process], listening: Callable[[], frozenset[int]]) -> list[Process]:
         try:

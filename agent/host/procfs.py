@@ -7,8 +7,10 @@ evidence alone, by who has a thread to lose (see `Procfs.file`).
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
@@ -18,6 +20,8 @@ from agent.model import ProcessId
 
 INIT_PID = 1
 MAX_STAT_BYTES = 2048
+TURN_SECONDS = 5.0
+"""How long one that reads all of /proc waits for another to end."""
 MAX_FILE_BYTES = 16384
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
@@ -103,6 +107,7 @@ class Procfs:
     def __init__(self, root: str, cgroup_names: CgroupNames = lambda lines: lines) -> None:
         self._root = root
         self._cgroup_names = cgroup_names
+        self._turn = threading.Lock()
 
     def scan(self, known: Mapping[bytes, Zombie]) -> Scan:
         """Count all processes by state and return the defunct ones.
@@ -112,6 +117,10 @@ class Procfs:
         A process that goes away meanwhile, or whose line is cut off, is passed over. Raises OSError if the root
         cannot be read.
         """
+        with self._in_turn():
+            return self._scan(known)
+
+    def _scan(self, known: Mapping[bytes, Zombie]) -> Scan:
         states: dict[bytes, int] = {}
         zombies: dict[bytes, Zombie] = {}
         open_, read, close, flags = os.open, os.read, os.close, os.O_RDONLY
@@ -143,11 +152,13 @@ class Procfs:
 
     def processes(self) -> tuple[Process, ...]:
         """Return every process with a readable stat. Raises OSError if the root cannot be read."""
-        return tuple(_parse_all(self._stat_lines()))
+        with self._in_turn():
+            return tuple(_parse_all(self._stat_lines()))
 
     def living(self) -> tuple[Process, ...]:
         """Return every process that is not defunct; of tens of thousands of zombies none is parsed. Raises OSError."""
-        return tuple(_parse_all(line for line in self._stat_lines() if not _is_defunct(line)))
+        with self._in_turn():
+            return tuple(_parse_all(line for line in self._stat_lines() if not _is_defunct(line)))
 
     def process(self, pid: int) -> Process | None:
         """Return one process, or None if it is gone."""
@@ -159,7 +170,8 @@ class Procfs:
     def named(self, comm: str) -> tuple[Process, ...]:
         """Return the processes with exactly this comm (15 bytes at most)."""
         wanted = f"({comm})".encode()
-        return tuple(p for p in _parse_all(line for line in self._stat_lines() if wanted in line) if p.comm == comm)
+        with self._in_turn():
+            return tuple(p for p in _parse_all(line for line in self._stat_lines() if wanted in line) if p.comm == comm)
 
     def wchan(self, pid: int) -> str:
         """Return the kernel function a process sleeps in; empty if it runs, is gone or may not be seen."""
@@ -244,6 +256,19 @@ class Procfs:
         if now is None or now.id != process or now.state == "Z":
             return None
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - process.start_time / CLOCK_TICKS)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let one thread at a time read all of /proc: two take twice the CPU time, handing the interpreter to and fro.
+
+        Whoever has waited too long goes ahead: one that hangs must not hold up another.
+        """
+        mine = self._turn.acquire(timeout=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if mine:
+                self._turn.release()
 
     def _stat_lines(self) -> Iterator[bytes]:
         root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)

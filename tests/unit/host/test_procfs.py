@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_a_missing_proc_is_an_error_and_not_an_idle_host(tmp_path: Path) -> None
         procfs.processes()
     with pytest.raises(FileNotFoundError):
         procfs.living()
+
+
+def test_one_thread_at_a_time_reads_all_of_proc_and_none_waits_for_ever(
+    proc: FakeProc, procfs: Procfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sane = proc.add(10)
+    monkeypatch.setattr("agent.host.procfs.TURN_SECONDS", 0.2)
+    with procfs._in_turn():
+        began = time.monotonic()
+        assert procfs.living() == (sane,), "it goes ahead, since the other one hangs"
+        assert time.monotonic() - began >= 0.2
+    began = time.monotonic()
+    assert (procfs.living(), procfs.scan({}).states, procfs.named(sane.comm)) == ((sane,), {"S": 1}, (sane,))
+    assert time.monotonic() - began < 0.2, "every turn was given back"
 
 
 def test_the_living_are_all_but_the_defunct_and_the_dead(proc: FakeProc, procfs: Procfs) -> None:
