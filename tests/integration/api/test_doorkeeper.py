@@ -461,6 +461,7 @@ def test_one_connection_too_many_is_closed_and_a_place_given_back_is_taken(
     keeper, _ = kept(limit=3)
     with ExitStack() as stack:
         callers = [stack.enter_context(knocking(folder)) for _ in range(3)]
+        wait_until(lambda: len(keeper._relays) == 3, 5, "all are in")
         with knocking(folder) as caller:
             assert shut_out(caller)
         callers[1].close()
