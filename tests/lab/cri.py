@@ -15,7 +15,11 @@ from typing import Any, Self
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message, message_factory
 
+from .waiting import wait_until
+
 _PACKAGE = "runtime.v1"
+_STARTING = "server is not initialized yet"
+"""What containerd's CRI answers between its start and its being ready."""
 _Fields = dict[str, tuple[int, str]]
 
 _MESSAGES: dict[str, _Fields] = {
@@ -128,8 +132,17 @@ class Cri:
             response_deserializer=answer.FromString,
         )
         question = json_format.ParseDict(request, self._types[f"{method}Request"]())
-        # After a restart of containerd the channel waits before it tries again, unless it is told to be ready.
-        return ask(question, timeout=within, wait_for_ready=True)
+
+        def asked() -> tuple[Any] | None:
+            try:
+                # After a restart of containerd the channel waits before it tries again, unless it is told to be ready.
+                return (ask(question, timeout=within, wait_for_ready=True),)
+            except grpc.RpcError as error:
+                if _STARTING not in str(error):
+                    raise
+                return None
+
+        return wait_until(asked, within, f"an answer of a CRI that is not starting any more to {method}")[0]
 
 
 def _make_types() -> dict[str, type[message.Message]]:
