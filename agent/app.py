@@ -105,7 +105,8 @@ class Senses:
 
         def find() -> ProcessId | None:
             nonlocal known, found_at
-            if known is None or self._clock.monotonic() - found_at > KNOWN_SECONDS or not self._lives(known):
+            stale = self._clock.monotonic() - found_at > KNOWN_SECONDS
+            if known is None or stale or self.procfs.age_seconds(known) is None:
                 known, found_at = search(), self._clock.monotonic()
             return known
 
@@ -116,10 +117,6 @@ class Senses:
             return found[0].id if len(found) == 1 else None
 
         return find
-
-    def _lives(self, process: ProcessId) -> bool:
-        now = self.procfs.process(process.pid)
-        return now is not None and now.id == process and now.state != "Z"
 
     def _holders(self, processes: list[Process], listening: Callable[[], frozenset[int]]) -> list[Process]:
         try:
