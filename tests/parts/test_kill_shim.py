@@ -31,10 +31,22 @@ from agent.remediation.hands import Grip
 from agent.remediation.remedy import ActError
 from tests.lab.cgroups import Hierarchy
 from tests.lab.waiting import wait_until
-from tests.unit.builders import RUNNING, STOPPED, WEB, FakeProc, RealClock, ShimServer, StateDir, container_id, kubepods
+from tests.unit.builders import (
+    RUNNING,
+    STOPPED,
+    UNREAL_PID,
+    WEB,
+    FakeProc,
+    RealClock,
+    ShimServer,
+    StateDir,
+    container_id,
+    kubepods,
+)
 from tests.unit.remediation.sleepers import TREES, V1_ALONE, Grove, freeze, grove
 
 ID, SECOND, OTHER = (container_id(number) for number in (1, 2, 3))
+INIT, CHILD = UNREAL_PID, UNREAL_PID + 1
 SILENT: frozenset[str] = frozenset()
 UNRESPONSIVE, STUCK, WITHOUT = "ShimUnresponsive", "ShimOperationStuck", "ShimWithoutContainers"
 
@@ -51,7 +63,7 @@ class Stage:
     def __post_init__(self) -> None:
         self.state = StateDir(self.folder / "state")
         self.address = self.folder / "s"
-        self.state.add(ID, address=str(self.address), init_pid=4_000_000)
+        self.state.add(ID, address=str(self.address), init_pid=INIT)
         self.shim = self.start("containerd-shim", self.state.path(ID))
 
     def start(self, name: str, cwd: Path) -> "subprocess.Popen[bytes]":
@@ -180,7 +192,7 @@ class TestWhatIsRefused:
         assert stage.refusal(stage.finding(STUCK)).reason is RefusalReason.NOT_CONFIRMED
 
     def test_one_container_that_runs_keeps_a_shim(self, stage: Stage) -> None:
-        stage.state.add(SECOND, address=str(stage.address), init_pid=4_000_000, sandbox_id=ID)
+        stage.state.add(SECOND, address=str(stage.address), init_pid=INIT, sandbox_id=ID)
         stage.serve(frozenset({"Connect", "State"}), statuses={ID: STOPPED, SECOND: RUNNING})
         refusal = stage.refusal(stage.finding(WITHOUT))
         assert refusal.reason is RefusalReason.NOT_CONFIRMED
@@ -292,24 +304,24 @@ class TestByTheLooksOfTheProcess:
         assert "this agent's own pod" in refusal.message
 
     def test_a_container_whose_cgroup_does_not_tell_it_is_refused(self, stage: Stage, proc: FakeProc) -> None:
-        proc.add(4_000_000, "app", ppid=stage.shim.pid, cgroup="/custom/place")
+        proc.add(INIT, "app", ppid=stage.shim.pid, cgroup="/custom/place")
         assert stage.refusal().reason is RefusalReason.CANNOT_SEE
 
     def test_a_cgroup_namespace_of_our_own_is_refused_before_anything_is_killed(
         self, stage: Stage, proc: FakeProc
     ) -> None:
-        proc.add(4_000_000, "app", ppid=stage.shim.pid, cgroup=f"/../..{kubepods(ID)}")
+        proc.add(INIT, "app", ppid=stage.shim.pid, cgroup=f"/../..{kubepods(ID)}")
         refusal = stage.refusal()
         assert refusal.reason is RefusalReason.CANNOT_SEE
         assert "outside of the cgroup namespace" in refusal.message
 
     def test_a_child_in_a_container_with_a_foreign_bundle_keeps_the_shim(self, stage: Stage, proc: FakeProc) -> None:
         stage.state.add(OTHER, address="/elsewhere")
-        proc.add(7, "app", ppid=stage.shim.pid, cgroup=kubepods(OTHER))
+        proc.add(CHILD, "app", ppid=stage.shim.pid, cgroup=kubepods(OTHER))
         assert stage.refusal().reason is RefusalReason.UNSAFE_NOW
 
     def test_a_child_in_a_container_nobody_knows_ends_with_the_shim(self, stage: Stage, proc: FakeProc) -> None:
-        proc.add(7, "app", ppid=stage.shim.pid, cgroup=kubepods(OTHER))
+        proc.add(CHILD, "app", ppid=stage.shim.pid, cgroup=kubepods(OTHER))
         finding = stage.finding()
         with stage.remedy().confirm(finding.target, finding) as case:
             assert case.evidence()["containers"] == [ID, OTHER]

@@ -22,6 +22,8 @@ from agent.model import CheckResult, Finding, PodRef
 RUNNING, STOPPED = 2, 3
 """containerd.v1.types.Status"""
 POD_UID = "2363cc13-5985-085b-b5ca-f8c2db60826d"
+UNREAL_PID = 5_000_000
+"""Above the kernel's highest pid (2**22): for invented processes beside real ones, none of which can have it."""
 WEB = PodRef("shop", "web-0", POD_UID, "app")
 
 

@@ -28,10 +28,11 @@ from agent.remediation.actions.restart_containerd import RestartContainerd
 from agent.remediation.remedy import Remedy
 from agent.remediation.systemd import Systemd
 from tests.lab.systemd_standin import PrivateBus, SystemdStandin, UnitStandin
-from tests.unit.builders import WEB, RealClock, ShimServer, StateDir, container_id, kubepods
+from tests.unit.builders import UNREAL_PID, WEB, RealClock, ShimServer, StateDir, container_id, kubepods
 from tests.unit.remediation.fake_node import BOOT, PATIENCE, FakeNode, child, refusal
 
 SOCKET = 77
+SHIMS, INITS, OTHER, NEXT = (UNREAL_PID + step for step in (100, 200, 300, 301))
 CGROUP = "/system.slice/containerd.service"
 WELL = Attempt(Ending.ANSWERED, Phase.TOTAL, 0.001, answer=RuntimeAnswer(12))
 ILL: Attempt[RuntimeAnswer] = Attempt(Ending.TIMEOUT, Phase.FIRST_BYTE, 5.0)
@@ -63,12 +64,12 @@ class Bench:
     def add_pod(self, number: int, *, answers: bool = True, lives: bool = True) -> ShimServer | None:
         """Start a pod; its shim's process may be dead, or live and not answer."""
         name, path = container_id(number), self.node.root / f"s{number}"
-        bundle = self.state.add(name, address=str(path), init_pid=5000 + number, pod=WEB)
+        bundle = self.state.add(name, address=str(path), init_pid=INITS + number, pod=WEB)
         if not lives:
             return None
-        shim = self.node.proc.add(4000 + number, SHIM_COMM, cwd=str(bundle), cgroup=CGROUP)
+        shim = self.node.proc.add(SHIMS + number, SHIM_COMM, cwd=str(bundle), cgroup=CGROUP)
         self.shims.append(shim)
-        self.node.proc.add(5000 + number, "app", ppid=shim.pid, cgroup=kubepods(name))
+        self.node.proc.add(INITS + number, "app", ppid=shim.pid, cgroup=kubepods(name))
         server = ShimServer(path, answers=frozenset({"Connect", "State"} if answers else ()), pid=shim.pid)
         self.stack.callback(server.close)
         return server
@@ -123,7 +124,7 @@ class Bench:
         self.node.proc.remove(self.containerd.pid)
         self.node.listen(unix={SOCKET + 1: str(self.address)})
         later = self.containerd.start_time + 5
-        return self.node.add(self.containerd.pid + 1, "containerd", holds=(SOCKET + 1,), start_time=later)
+        return self.node.add(NEXT, "containerd", holds=(SOCKET + 1,), start_time=later)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_a_containerd_that_still_does_not_answer_is_confirmed(bench: Bench) -> N
         assert "containerd still fails: timeout" in case.message
         assert "1 shims run" in case.message
         seen = json.loads(json.dumps(case.evidence()))
-    assert seen["shims"] == [{"pid": 4001, "startTime": 100}]
+    assert seen["shims"] == [{"pid": SHIMS + 1, "startTime": 100}]
     assert [attempt["ending"] for attempt in seen["attempts"]] == ["timeout", "timeout"]
     assert seen["listening"]["inodes"] == [SOCKET]
 
@@ -248,7 +249,7 @@ def test_shims_that_cannot_be_listed_cannot_be_spared(bench: Bench) -> None:
 
 def test_a_bundle_without_shim_is_a_ground_and_containerd_is_found_by_its_socket(bench: Bench) -> None:
     bench.add_pod(2, lives=False)
-    bench.node.add(900, "containerd", cgroup="/user.slice", holds=(90,))
+    bench.node.add(OTHER, "containerd", cgroup="/user.slice", holds=(90,))
     with bench.confirm("ShimDead", target=dead(2)) as case:
         assert case.found.process == bench.containerd
         assert "the shim of pod shop/web-0 is still dead" in case.message
@@ -268,7 +269,7 @@ def test_a_dead_shim_of_another_namespace_or_boot_is_no_ground(bench: Bench) -> 
 
 def test_a_shim_whose_process_is_unknown_but_who_answers_is_not_dead(bench: Bench) -> None:
     bench.add_pod(2)
-    for pid in (4002, 5002):
+    for pid in (SHIMS + 2, INITS + 2):
         bench.node.proc.remove(pid)
     why, message = bench.refused("ShimDead", dead(2))
     assert why is RefusalReason.NOT_CONFIRMED
@@ -281,12 +282,12 @@ def test_a_shim_that_lives_without_its_socket_is_not_dead(bench: Bench) -> None:
     shim.close()
     why, message = bench.refused("ShimDead", dead(2))
     assert why is RefusalReason.NOT_CONFIRMED
-    assert "lives: process 4002" in message
+    assert f"lives: process {SHIMS + 2}" in message
 
 
 def test_two_containerds_without_a_listener_are_not_told_apart(bench: Bench) -> None:
     bench.add_pod(2, lives=False)
-    bench.node.add(900, "containerd", cgroup="/user.slice")
+    bench.node.add(OTHER, "containerd", cgroup="/user.slice")
     bench.stop_listening()
     assert bench.refused("ShimDead", dead(2))[0] is RefusalReason.UNSAFE_NOW
 
@@ -315,7 +316,7 @@ def test_a_shim_that_did_not_outlive_it_is_named(bench: Bench) -> None:
     bench.add_pod(2)
     seen, _ = verified(bench, lost=1)
     assert seen.helped is False
-    assert "1 of 2 shims that ran before are gone: 4001 (pod shop/web-0)" in seen.message
+    assert f"1 of 2 shims that ran before are gone: {SHIMS + 1} (pod shop/web-0)" in seen.message
 
 
 def test_a_successor_that_does_not_answer_did_not_help(bench: Bench) -> None:

@@ -22,7 +22,7 @@ from agent.remediation.restart_case import RestartCase
 from agent.remediation.services import Patience
 from agent.remediation.systemd import Systemd
 from tests.lab.kubelet_standin import KubeletMode, KubeletStandin, Reply
-from tests.unit.builders import RealClock
+from tests.unit.builders import UNREAL_PID, RealClock
 from tests.unit.remediation.fake_node import BOOT, PATIENCE, FakeNode, child, refusal, started
 
 SOCKET = 77
@@ -76,7 +76,7 @@ class Bench:
     def succeed(self, holds: tuple[int, ...] = (SOCKET + 1,)) -> Process:
         """Start another kubelet in place of the one that has ended."""
         self.node.proc.remove(self.kubelet.pid)
-        new = self.node.add(self.kubelet.pid + 1, holds=holds, start_time=self.kubelet.start_time + 5)
+        new = self.node.add(UNREAL_PID, holds=holds, start_time=self.kubelet.start_time + 5)
         self.node.listen(tcp=dict.fromkeys(holds, self.healthz.port))
         return new
 

@@ -15,9 +15,10 @@ from agent.remediation.remedy import ActError
 from agent.remediation.restarts import Restarter, Way, service_unit
 from agent.remediation.systemd import Systemd
 from tests.lab.systemd_standin import DENY_RESTART, PrivateBus, SystemdStandin, UnitStandin
-from tests.unit.builders import RealClock
+from tests.unit.builders import UNREAL_PID, RealClock
 from tests.unit.remediation.fake_node import PATIENCE, FakeNode, child, refusal
 
+KUBELET, PARENT, GONE = (UNREAL_PID + step for step in range(3))
 DEAF = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1000; done")
 
 
@@ -52,15 +53,17 @@ def unit_of(pid: int, **more: str) -> Callable[[int], UnitStandin | None]:
 
 
 def test_a_service_of_systemd_is_started_again(node: FakeNode) -> None:
-    way = restarter(node).way(node.add(812))
+    way = restarter(node).way(node.add(KUBELET))
     assert way.unit is None
     assert "signals, since there is no system bus" in way.text
     assert "systemd (unit kubelet.service) is to start it again" in way.text
 
 
 def test_what_has_a_parent_of_its_own_is_started_again_by_it(node: FakeNode) -> None:
-    node.add(700, comm="runsv", cgroup="/")
-    assert "its parent, process 700 (runsv)," in restarter(node).way(node.add(812, ppid=700, cgroup="/")).text
+    node.add(PARENT, comm="runsv", cgroup="/")
+    assert (
+        f"its parent, process {PARENT} (runsv)," in restarter(node).way(node.add(KUBELET, ppid=PARENT, cgroup="/")).text
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,26 +73,26 @@ def test_what_has_a_parent_of_its_own_is_started_again_by_it(node: FakeNode) -> 
         ("systemd", {"cgroup": "/user.slice/session-3.scope"}),
         ("systemd", {"cgroup": "/"}),
         ("systemd", {"ppid": 0}),
-        ("systemd", {"ppid": 699}),
+        ("systemd", {"ppid": GONE}),
     ],
 )
 def test_what_nobody_is_seen_to_start_again_is_not_ended(tmp_path: Path, init: str, how: dict[str, object]) -> None:
     node = FakeNode(tmp_path, init)
-    process = node.add(812, **how)  # type: ignore[arg-type]
+    process = node.add(KUBELET, **how)  # type: ignore[arg-type]
     seen = refusal(lambda: restarter(node).way(process))
     assert seen.reason is RefusalReason.UNSAFE_NOW
-    assert "nobody is seen who would start process 812 again" in seen.message
+    assert f"nobody is seen who would start process {KUBELET} again" in seen.message
     assert "there is no system bus" in seen.message
 
 
 def test_a_parent_that_is_defunct_starts_nothing(node: FakeNode) -> None:
-    node.add(700, state="Z")
-    assert refusal(lambda: restarter(node).way(node.add(812, ppid=700))).reason is RefusalReason.UNSAFE_NOW
+    node.add(PARENT, state="Z")
+    assert refusal(lambda: restarter(node).way(node.add(KUBELET, ppid=PARENT))).reason is RefusalReason.UNSAFE_NOW
 
 
 def test_our_own_service_is_never_restarted(node: FakeNode) -> None:
     node.add(os.getpid(), comm="nodediag", cgroup="/system.slice/kubelet.service/agent")
-    assert refusal(lambda: restarter(node).way(node.add(812))).reason is RefusalReason.PROTECTED_PROCESS
+    assert refusal(lambda: restarter(node).way(node.add(KUBELET))).reason is RefusalReason.PROTECTED_PROCESS
 
 
 @pytest.mark.parametrize(
@@ -110,33 +113,33 @@ def test_the_unit_is_read_from_the_cgroup(lines: tuple[str, ...], unit: str) -> 
 
 
 def test_systemds_word_is_taken_where_there_is_a_bus(node: FakeNode, bus: PrivateBus) -> None:
-    with SystemdStandin(bus, unit_of(812)):
-        way = restarter(node, bus.socket).way(node.add(812))
+    with SystemdStandin(bus, unit_of(KUBELET)):
+        way = restarter(node, bus.socket).way(node.add(KUBELET))
     assert way.text == "systemd, unit kubelet.service"
     assert way.unit is not None
-    assert way.unit.main_pid == 812
+    assert way.unit.main_pid == KUBELET
 
 
 def test_where_systemd_knows_of_no_service_nothing_is_ended(node: FakeNode, bus: PrivateBus) -> None:
     """Also where its parent is not pid 1: that may be a shell somebody left."""
-    node.add(700, comm="bash")
-    process = node.add(812, ppid=700)
-    with SystemdStandin(bus, unit_of(812, name="session-3.scope")):
+    node.add(PARENT, comm="bash")
+    process = node.add(KUBELET, ppid=PARENT)
+    with SystemdStandin(bus, unit_of(KUBELET, name="session-3.scope")):
         seen = refusal(lambda: restarter(node, bus.socket).way(process))
     assert seen.reason is RefusalReason.UNSAFE_NOW
     assert "session-3.scope, which is no service" in seen.message
 
 
 def test_our_own_unit_is_never_restarted(node: FakeNode, bus: PrivateBus) -> None:
-    unit = UnitStandin("kubelet.service", 812)
+    unit = UnitStandin("kubelet.service", KUBELET)
     with SystemdStandin(bus, lambda _: unit):
-        seen = refusal(lambda: restarter(node, bus.socket).way(node.add(812)))
+        seen = refusal(lambda: restarter(node, bus.socket).way(node.add(KUBELET)))
     assert seen.reason is RefusalReason.PROTECTED_PROCESS
 
 
 def test_a_bus_that_does_not_answer_leaves_the_signals(node: FakeNode, bus: PrivateBus) -> None:
-    with SystemdStandin(bus, unit_of(812), silent=frozenset({"GetUnitByPID"})):
-        way = restarter(node, bus.socket, 0.3).way(node.add(812))
+    with SystemdStandin(bus, unit_of(KUBELET), silent=frozenset({"GetUnitByPID"})):
+        way = restarter(node, bus.socket, 0.3).way(node.add(KUBELET))
     assert way.unit is None
     assert "has not answered within" in way.text
 

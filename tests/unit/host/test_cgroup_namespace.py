@@ -13,7 +13,7 @@ import pytest
 from agent.host.cgroup_namespace import CgroupNamespace
 from agent.host.cgroups import Cgroups, owner
 from tests.lab import cgroups
-from tests.unit.builders import POD_UID, container_id, kubepods
+from tests.unit.builders import POD_UID, UNREAL_PID, container_id, kubepods
 
 OWN = f"/kubepods/pod11111111-1111-1111-1111-111111111111/{container_id(1)}"
 OTHER = container_id(2)
@@ -31,7 +31,7 @@ class Node:
         for number in range(5):
             self.add(f"/kubepods/burstable/pod{number}", "1 2 3")
             self.add(f"/kubepods/podx{number}/{container_id(number + 10)}", f"{os.getpid()}0")
-        self.add(own, f"7\n{os.getpid()}\n")
+        self.add(own, f"{UNREAL_PID}\n{os.getpid()}\n")
 
     def add(self, path: str, pids: str) -> None:
         folder = self.sys / f"fs/cgroup{path}"

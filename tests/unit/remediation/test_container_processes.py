@@ -14,10 +14,11 @@ from agent.remediation.remedy import ActError
 from tests.lab import cgroups
 from tests.lab.cgroups import Hierarchy
 from tests.lab.waiting import wait_until
-from tests.unit.builders import POD_UID, FakeProc, container_id, kubepods
+from tests.unit.builders import POD_UID, UNREAL_PID, FakeProc, container_id, kubepods
 from tests.unit.remediation.sleepers import PROCFS, TREES, V1_ALONE, Grove, freeze, grove, v2
 
 ID, OTHER = container_id(1), container_id(2)
+FIRST, SECOND = UNREAL_PID, UNREAL_PID + 1
 
 
 @pytest.fixture
@@ -154,17 +155,17 @@ class TestWhatIsNotSeen:
 
     def test_a_proc_without_ourselves_is_not_empty_but_unseen(self, proc: FakeProc, seen: ContainerProcesses) -> None:
         proc.remove(os.getpid())
-        proc.add(7)
+        proc.add(FIRST)
         with pytest.raises(PermissionError, match="does not even show this agent"):
             seen.find({ID})
 
     def test_a_process_whose_cgroups_are_hidden_may_be_one(self, proc: FakeProc, seen: ContainerProcesses) -> None:
-        proc.add(7)
-        (proc.root / "7/cgroup").unlink()
-        with pytest.raises(PermissionError, match=r"the cgroups of process 7 \(sleep\) cannot be read"):
+        proc.add(FIRST)
+        (proc.root / f"{FIRST}/cgroup").unlink()
+        with pytest.raises(PermissionError, match=rf"the cgroups of process {FIRST} \(sleep\) cannot be read"):
             seen.find({ID})
 
-    @pytest.mark.parametrize("pid", [0, 8])
+    @pytest.mark.parametrize("pid", [0, FIRST])
     def test_a_pid_only_the_cgroup_knows_is_one(
         self, proc: FakeProc, seen: ContainerProcesses, tmp_path: Path, pid: int
     ) -> None:
@@ -184,19 +185,19 @@ class TestWhatIsNotSeen:
             seen.occupied({kubepods(ID)})
 
     def test_a_zombie_is_over_but_not_its_threads(self, proc: FakeProc, seen: ContainerProcesses) -> None:
-        proc.add(7, state="Z", cgroup=kubepods(ID))
-        proc.add(8, state="Z", cgroup=kubepods(ID))
-        for thread in (8, 9):
-            (proc.root / f"8/task/{thread}").mkdir(parents=True)
-        assert [member.process.pid for member in seen.find({ID})] == [8]
+        proc.add(FIRST, state="Z", cgroup=kubepods(ID))
+        proc.add(SECOND, state="Z", cgroup=kubepods(ID))
+        for thread in (SECOND, SECOND + 1):
+            (proc.root / f"{SECOND}/task/{thread}").mkdir(parents=True)
+        assert [member.process.pid for member in seen.find({ID})] == [SECOND]
 
     def test_who_is_in_two_containers_at_once_is_nobodys_to_kill(
         self, proc: FakeProc, seen: ContainerProcesses
     ) -> None:
-        proc.add(7, cgroup=kubepods(ID))
-        proc.add(8)
-        proc.write("8/cgroup", f"8:pids:{kubepods(ID)}\n0::{kubepods(OTHER)}\n".encode())
-        assert [member.process.pid for member in seen.find({ID})] == [7]
+        proc.add(FIRST, cgroup=kubepods(ID))
+        proc.add(SECOND)
+        proc.write(f"{SECOND}/cgroup", f"8:pids:{kubepods(ID)}\n0::{kubepods(OTHER)}\n".encode())
+        assert [member.process.pid for member in seen.find({ID})] == [FIRST]
 
     def test_the_container_of_this_agent_is_never_ended(self, proc: FakeProc, seen: ContainerProcesses) -> None:
         proc.add(os.getpid(), "nodediag", cgroup=kubepods(ID))
@@ -204,6 +205,6 @@ class TestWhatIsNotSeen:
             seen.end({ID}, (), 1)
 
     def test_a_process_that_is_another_by_now_is_not_living(self, proc: FakeProc, seen: ContainerProcesses) -> None:
-        proc.add(7, start_time=200)
-        assert seen.living([ProcessId(7, 100)]) == ()
-        assert [process.pid for process in seen.living([ProcessId(7, 200)])] == [7]
+        proc.add(FIRST, start_time=200)
+        assert seen.living([ProcessId(FIRST, 100)]) == ()
+        assert [process.pid for process in seen.living([ProcessId(FIRST, 200)])] == [FIRST]
