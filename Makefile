@@ -28,7 +28,7 @@ run: setup
 	esac
 
 ## demo: the whole tour on real parts, under two minutes
-demo: setup-test lab-packages
+demo: setup-lab lab-packages
 	@$(BIN)/python -m tests.demo
 
 ## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
@@ -86,7 +86,7 @@ monitoring: setup
 	@$(BIN)/python -m tools.generate_monitoring .
 
 ## bench: the budgets, each against something run beside it
-bench: setup-test lab-packages
+bench: setup-lab lab-packages
 	@$(BIN)/python -m tests.bench
 
 ## image: build the image into build/nodediag.tar, an OCI archive; BASE=NAME@sha256:... takes a base from a registry
@@ -109,6 +109,9 @@ lock: setup-lint
 
 setup:
 	@tools/setup $(PYTHON) $(VENV)
+
+setup-lab:
+	@tools/setup $(PYTHON) $(VENV) lab
 
 setup-test:
 	@tools/setup $(PYTHON) $(VENV) test
