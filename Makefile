@@ -54,7 +54,7 @@ lane-parts:
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages
-	$(BIN)/python -m pytest tests/unit tests/golden -n 4
+	$(BIN)/python -m pytest tests/unit tests/golden -n 4 --dist worksteal
 
 ## lint: style, types, the import law, the protos, and whether generated files are what they are generated from
 lint: setup-lint $(if $(CI),node-packages)
