@@ -3,20 +3,18 @@
 The checks stand in one list and are asked in that order; the first that objects is the answer. The last one looks at
 the kinds of all values the others went by, so that nothing is ever allowed on a value that is not what it should be. A
 gate that errs has refused.
-
-Time is CLOCK_BOOTTIME, never wall time, which can be set. What happened under another boot happened at least as long
-ago as this boot began; so right after a boot it counts as just done.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from agent.acts import MAX_TOKEN, Caller, Limits, Refusal, RefusalReason, Request
-from agent.model import Action, Target, TargetKind
+from agent.acts import MAX_TOKEN, Refusal, RefusalReason, Request
+from agent.model import Action, TargetKind
+from agent.remediation.gate_facts import ProcessFacts, Standing
+from agent.remediation.gate_values import unusable
+from agent.remediation.past import HOUR_SECONDS, ages_this_hour, cooldown_left
 
-HOUR_SECONDS = 3600.0
 SHIM_COMM = "containerd-shim"
 """What is left of containerd-shim-runc-v2 in the 15 bytes of comm."""
 
@@ -26,58 +24,6 @@ _IN_CONTAINERS = frozenset({TargetKind.PROCESS, TargetKind.CONTAINER})
 """Targets that must be processes of a container. Such a process has a pid namespace of its own as a rule, so being
 nested says nothing against it."""
 _ENDED = frozenset({"Z", "X", "x"})
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """Something that was done, or may have been: `boot_seconds` is CLOCK_BOOTTIME when it was about to be done.
-
-    A negative moment is one before this boot began.
-    """
-
-    action: Action
-    boot_id: str
-    boot_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessFacts:
-    """The target's process as it is now.
-
-    `comm` and `state` as in /proc/N/stat; `in_container`: its cgroup is that of a container; `nested`: it lives in a
-    pid namespace below the node's.
-    """
-
-    pid: int
-    start_time: int
-    comm: str
-    state: str
-    in_container: bool
-    nested: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """All the gate looks at besides the request.
-
-    `targets` are the kinds the action takes, `known` is the request already recorded under this request_id,
-    `paused` and `trouble` are why, or empty; `process` is None if the target names none or it is gone.
-    """
-
-    enabled: bool
-    limits: Mapping[Action, Limits]
-    max_per_hour: int
-    caller: Caller
-    targets: tuple[TargetKind, ...]
-    highest_token: int
-    known: Request | None
-    history: tuple[Act, ...]
-    paused: str
-    trouble: str
-    boot_id: str
-    boot_seconds: float
-    own_pid: int
-    process: ProcessFacts | None
 
 
 def decide(request: Request, standing: Standing) -> Refusal | None:
@@ -92,35 +38,6 @@ def decide(request: Request, standing: Standing) -> Refusal | None:
         if refusal is not None:
             return refusal
     return None
-
-
-def elapsed(act: Act, boot_id: str, boot_seconds: float) -> float:
-    """Return how many seconds ago something was done, at least; 0.0 for what lies ahead of the clock."""
-    if not boot_id or act.boot_id != boot_id:
-        return max(0.0, boot_seconds)
-    return max(0.0, boot_seconds - act.boot_seconds)
-
-
-def cooldown_left(
-    action: Action, cooldown_seconds: float, history: Iterable[Act], boot_id: str, boot_seconds: float
-) -> float:
-    """Return for how many seconds an action still rests; 0.0 if it does not."""
-    ages = [elapsed(act, boot_id, boot_seconds) for act in history if act.action == action]
-    return max(0.0, cooldown_seconds - min(ages)) if ages else 0.0
-
-
-def left_this_hour(
-    max_per_hour: int, history: Iterable[Act], boot_id: str, boot_seconds: float, action: Action | None = None
-) -> int:
-    """Return how often an action, or anything at all on this node if none is named, may still be done this hour."""
-    return max(0, max_per_hour - len(_ages_this_hour(history, boot_id, boot_seconds, action)))
-
-
-def _ages_this_hour(history: Iterable[Act], boot_id: str, boot_seconds: float, action: Action | None) -> list[float]:
-    """How long ago each act of the last hour was, the oldest first."""
-    mine = (act for act in history if action is None or act.action == action)
-    ages = (elapsed(act, boot_id, boot_seconds) for act in mine)
-    return sorted((age for age in ages if age < HOUR_SECONDS), reverse=True)
 
 
 # --- the checks, in their order ----------------------------------------------------------------
@@ -238,7 +155,7 @@ def _budget(standing: Standing, limit: int, action: Action | None) -> Refusal | 
     setting = f"remediation.actions.{action}.max_per_hour" if action else "remediation.max_per_hour"
     if limit <= 0:
         return Refusal(RefusalReason.BUDGET_SPENT, f"{setting} is {limit}, so this is never done on this node")
-    ages = _ages_this_hour(standing.history, standing.boot_id, standing.boot_seconds, action)
+    ages = ages_this_hour(standing.history, standing.boot_id, standing.boot_seconds, action)
     if len(ages) < limit:
         return None
     wait = HOUR_SECONDS - ages[len(ages) - limit]
@@ -344,78 +261,13 @@ def _rounded_up(seconds: float) -> int:
     return math.ceil(seconds)
 
 
-# --- the last check: were these the values they should be? -----------------------------------------
-
-
 def _sound(request: Request, standing: Standing) -> Refusal | None:
     """Refuse what came this far only because None, a text or a NaN compares as nothing should."""
-    odd = next((name for name, value, kinds in _values(request, standing) if not _is(value, kinds)), None)
-    if odd is None:
+    odd = unusable(request, standing)
+    if not odd:
         return None
     text = f"the gate was given an unusable value for {odd}, so nothing is done. Report this as a bug"
     return Refusal(RefusalReason.GATE_FAILED, text)
-
-
-def _is(value: object, kinds: tuple[type, ...]) -> bool:
-    """Whether a value is of one of these very types (a bool is no int), and a number is finite."""
-    return type(value) in kinds and not (isinstance(value, float) and not math.isfinite(value))
-
-
-_TEXT, _INT, _BOOL, _SECONDS, _MAYBE_INT = (str,), (int,), (bool,), (int, float), (int, type(None))
-
-
-def _values(request: Request, standing: Standing) -> Iterator[tuple[str, object, tuple[type, ...]]]:
-    limits = standing.limits[request.action]
-    yield "request", request, (Request,)
-    yield "request_id", request.request_id or None, _TEXT
-    yield "action", request.action, (Action,)
-    yield "caller", request.caller, _TEXT
-    yield "dry_run", request.dry_run, _BOOL
-    yield "fencing_token", request.fencing_token, _INT
-    yield "reason", request.reason, _TEXT
-    yield from _values_of_target(request.target)
-    yield "enabled", standing.enabled, _BOOL
-    yield "limits", limits, (Limits,)
-    yield "cooldown_seconds", limits.cooldown_seconds, _SECONDS
-    yield "max_per_hour of the action", limits.max_per_hour, _INT
-    yield "max_per_hour", standing.max_per_hour, _INT
-    yield "the caller", standing.caller, (Caller,)
-    yield "the caller's actions", standing.caller.actions, (frozenset,)
-    yield "the action's targets", standing.targets, (tuple,)
-    yield "the highest fencing token", standing.highest_token, _INT
-    yield "the history", standing.history, (tuple,)
-    for act in standing.history:
-        yield "an act", act, (Act,)
-        yield "an act's action", act.action, (Action,)
-        yield "an act's boot", act.boot_id, _TEXT
-        yield "an act's moment", act.boot_seconds, _SECONDS
-    yield "paused", standing.paused, _TEXT
-    yield "trouble", standing.trouble, _TEXT
-    yield "the boot id", standing.boot_id or None, _TEXT
-    yield "the time since boot", standing.boot_seconds, _SECONDS
-    yield "the agent's own pid", standing.own_pid, _INT
-    yield from _values_of_process(standing.process)
-
-
-def _values_of_target(target: Target) -> Iterator[tuple[str, object, tuple[type, ...]]]:
-    yield "the target", target, (Target,)
-    yield "the target's kind", target.kind, (TargetKind,)
-    yield "the target's pid", target.pid, _MAYBE_INT
-    yield "the target's start time", target.start_time, _MAYBE_INT
-    for text in (target.boot_id, target.container_id, target.containerd_namespace, target.cgroup, target.address):
-        yield "a text of the target", text, _TEXT
-
-
-def _values_of_process(process: ProcessFacts | None) -> Iterator[tuple[str, object, tuple[type, ...]]]:
-    if process is None:
-        return
-    yield "the process", process, (ProcessFacts,)
-    yield "the process's pid", process.pid, _INT
-    yield "the process's start time", process.start_time, _INT
-    yield "the process's name", process.comm, _TEXT
-    yield "the process's state", process.state, _TEXT
-    yield "whether the process is in a container", process.in_container, _BOOL
-    yield "whether the process is nested", process.nested, _BOOL
 
 
 _CHECKS: tuple[Callable[[Request, Standing], Refusal | None], ...] = (

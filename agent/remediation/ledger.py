@@ -19,9 +19,9 @@ from pathlib import Path
 
 from agent.acts import MAX_TOKEN, Outcome, Remediation
 from agent.model import Action
-from agent.remediation.gate import Act
 from agent.remediation.ledger_file import LedgerError, LedgerFile
 from agent.remediation.ledger_rows import MAX_EVIDENCE_ID, from_row, to_row
+from agent.remediation.past import Act
 
 __all__ = ["Ledger", "LedgerError"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from agent.acts import ActionStatus, Caller, RemediationStatus
 from agent.model import Action
-from agent.remediation.gate import Act, cooldown_left, left_this_hour
 from agent.remediation.ledger import LedgerError
+from agent.remediation.past import Act, cooldown_left, left_this_hour
 from agent.remediation.remedy import Remedy
 from agent.remediation.standing import Rules, Standings
 

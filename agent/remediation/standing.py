@@ -9,9 +9,10 @@ from agent.acts import Caller, Limits, Request
 from agent.host import cgroups
 from agent.host.procfs import Procfs
 from agent.model import Action, Target
-from agent.remediation.gate import Act, ProcessFacts, Standing
+from agent.remediation.gate_facts import ProcessFacts, Standing
 from agent.remediation.ledger import Ledger
 from agent.remediation.ledger_file import FILE as LEDGER
+from agent.remediation.past import Act
 from agent.remediation.pause import paused
 from agent.remediation.remedy import Remedy
 

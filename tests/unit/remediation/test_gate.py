@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from agent.acts import MAX_TOKEN, Caller, Limits, Refusal, RefusalReason, Request
 from agent.model import Action, Target, TargetKind
-from agent.remediation.gate import (
-    HOUR_SECONDS,
-    Act,
-    ProcessFacts,
-    Standing,
-    cooldown_left,
-    decide,
-    elapsed,
-    left_this_hour,
-)
+from agent.remediation.gate import decide
+from agent.remediation.gate_facts import ProcessFacts, Standing
+from agent.remediation.past import HOUR_SECONDS, Act, cooldown_left, elapsed, left_this_hour
 
 REQUEST_ID = "7d3f0c4e-5b0e-4a7b-9a55-0123456789ab"
 BOOT, OTHER = "11111111-aaaa-4bbb-8ccc-000000000001", "22222222-aaaa-4bbb-8ccc-000000000002"

@@ -16,9 +16,9 @@ import pytest
 
 from agent.acts import MAX_REASON, MAX_TOKEN, Outcome, Refusal, RefusalReason, Remediation, Request
 from agent.model import Action, Target, TargetKind
-from agent.remediation.gate import Act
 from agent.remediation.ledger import MAX_BINDING, MAX_REFUSALS, REMEMBERED_SECONDS, Ledger, LedgerError
 from agent.remediation.ledger_rows import MAX_CALLER, MAX_MESSAGE
+from agent.remediation.past import Act
 from tests.unit.remediation.mounts import FILL, run_with_tmpfs
 
 BOOT, NEXT_BOOT, THIRD_BOOT = "boot-1", "boot-2", "boot-3"
