@@ -3,10 +3,9 @@
 What RestartKubelet and RestartContainerd share of confirming, performing and verifying.
 """
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
@@ -19,10 +18,8 @@ from agent.remediation.process_evidence import process_evidence
 from agent.remediation.remedy import ActError, Verification
 from agent.remediation.restarts import Restarter, Way
 from agent.remediation.services import Identified, NodeService, Patience
+from agent.remediation.waiting import wait_until
 
-T = TypeVar("T")
-LOOK_SECONDS = 0.1
-"""Time between two looks for a successor, and between two questions to it."""
 ASK_SECONDS = 2.0
 """A service that has just been started is asked for so long at a time."""
 
@@ -108,12 +105,27 @@ def told(attempt: Attempt[Any]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class RestartableService:
+    """What an action that restarts a service knows from the beginning.
+
+    `problem` asks the service once and returns what is wrong with its answer, empty if it is well.
+    """
+
+    service: NodeService
+    restarter: Restarter
+    problem: Callable[[], str]
+    procfs: Procfs
+    cgroups: Cgroups
+    clock: Clock
+    patience: Patience
+
+
 @dataclass(slots=True)
 class RestartCase:
     """A sick service, held by its pidfd (a Case).
 
-    `problem` asks the service once and returns what is wrong with its answer, empty if it is well; `aftermath` returns
-    what is wrong beyond the service itself. `extra` is evidence only the action knows.
+    `aftermath` returns what is wrong beyond the service itself. `extra` is evidence only the action knows.
     """
 
     message: str
@@ -121,24 +133,18 @@ class RestartCase:
     grip: Grip
     way: Way
     attempts: tuple[Attempt[Any], ...]
-    service: NodeService
-    restarter: Restarter
-    problem: Callable[[], str]
-    aftermath: Callable[[], str]
-    extra: Mapping[str, Any]
-    procfs: Procfs
-    cgroups: Cgroups
-    clock: Clock
-    patience: Patience
+    known: RestartableService
+    aftermath: Callable[[], str] = lambda: ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
     before: frozenset[ProcessId] = frozenset()
 
     def evidence(self) -> Mapping[str, Any]:
         """Return the process, how it answered, who listens, and how it would be restarted."""
         unit = self.way.unit
         return {
-            "process": process_evidence(self.procfs, self.cgroups, self.grip.process.pid),
+            "process": process_evidence(self.known.procfs, self.known.cgroups, self.grip.process.pid),
             "attempts": [told(attempt) for attempt in self.attempts],
-            "listening": {"address": self.service.address, "inodes": sorted(self.found.sockets)},
+            "listening": {"address": self.known.service.address, "inodes": sorted(self.found.sockets)},
             "restartBy": self.way.text,
             "unit": {"name": unit.name, "mainPid": unit.main_pid, "killMode": unit.kill_mode} if unit else None,
             **self.extra,
@@ -147,15 +153,15 @@ class RestartCase:
     def perform(self) -> str:
         """End the service's process, so that it is started again."""
         try:
-            self.before = self.service.everybody()
-            return self.restarter.restart(self.grip, self.way)
+            self.before = self.known.service.everybody()
+            return self.known.restarter.restart(self.grip, self.way)
         except RefusedError as error:
             raise ActError(f"nothing was done: {error}") from None
 
     def verify(self) -> Verification:
         """Wait for the successor, for its answer, and look at what else must be as it was."""
-        name, patience = self.service.comm, self.patience
-        came = await_(lambda: self.service.successor(self.before), patience.successor, self.clock)
+        name, patience = self.known.service.comm, self.known.patience
+        came = wait_until(self._successor, self.known.clock, patience.successor)
         if came is None:
             why = f"no new process of {name} was seen within {patience.successor:g} s"
             where = f"See systemctl show -p ActiveState,Result {name} and journalctl -u {name}"
@@ -164,11 +170,14 @@ class RestartCase:
         if problem:
             why = f"{name} was started again, but after {patience.answer:g} s it is not well: {problem}"
             return Verification(helped=False, message=f"{why}. See journalctl -u {name}")
-        now = self.service.successor(self.before) or came
+        now = self._successor() or came
         started = f"{name} runs anew as process {now.process.pid} (start time {now.process.start_time}) and answers"
         if harm := self.aftermath():
             return Verification(helped=False, message=f"{started}, but {harm}")
         return Verification(helped=True, message=started)
+
+    def _successor(self) -> Identified | None:
+        return self.known.service.successor(self.before)
 
     def _unwell(self) -> str:
         """Ask until the service is well, for as long as it may take; return what was wrong at last, empty if well."""
@@ -176,17 +185,7 @@ class RestartCase:
 
         def well() -> bool:
             nonlocal last
-            last = self.problem()
+            last = self.known.problem()
             return not last
 
-        return "" if await_(well, self.patience.answer, self.clock) else last
-
-
-def await_(look: Callable[[], T | None], seconds: float, clock: Clock) -> T | None:
-    """Look again and again until something is seen; None if it was not within so many awake seconds."""
-    ends = clock.awake() + seconds
-    while not (seen := look()):
-        if clock.awake() >= ends:
-            return None
-        time.sleep(LOOK_SECONDS)
-    return seen
+        return "" if wait_until(well, self.known.clock, self.known.patience.answer) else last

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from agent.acts import RefusalReason, refused
 from agent.clock import Clock
 
+T = TypeVar("T")
 STANDSTILL_FACTOR = 3
 STANDSTILL_SECONDS = 5.0
 
@@ -20,11 +22,9 @@ def pause(clock: Clock, seconds: float, step_seconds: float = 0.1) -> None:
         time.sleep(min(left, step_seconds))
 
 
-def wait_until(happened: Callable[[], bool], clock: Clock, seconds: float, step_seconds: float = 0.1) -> bool:
-    """Ask again and again, for so long at most, and once more at the end; return the last answer."""
-    until = clock.monotonic() + seconds
-    while not happened():
-        if clock.monotonic() >= until:
-            return False
+def wait_until(look: Callable[[], T], clock: Clock, seconds: float, step_seconds: float = 0.1) -> T:
+    """Look again and again until something is seen, for so much awake time at most; return what was seen last."""
+    until = clock.awake() + seconds
+    while not (seen := look()) and clock.awake() < until:
         time.sleep(step_seconds)
-    return True
+    return seen

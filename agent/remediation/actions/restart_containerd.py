@@ -23,8 +23,8 @@ from agent.model import Action, Finding, NotApplicableError, ProcessId, Target, 
 from agent.remediation.hands import Grip, held
 from agent.remediation.restart_case import (
     ASK_SECONDS,
+    RestartableService,
     RestartCase,
-    await_,
     consistent,
     described,
     fails_twice,
@@ -35,6 +35,7 @@ from agent.remediation.restart_case import (
 from agent.remediation.restarts import Restarter, Way
 from agent.remediation.services import Identified, NodeService, Patience, exact, this_boot
 from agent.remediation.systemd import Systemd
+from agent.remediation.waiting import wait_until
 
 COMM = "containerd"
 SHIM_SECONDS = 2.0
@@ -102,24 +103,24 @@ class RestartContainerd:
     ) -> None:
         self._address = address
         self._procfs = procfs
-        self._cgroups = cgroups
         self._inventory = inventory
         self._shims = shims
         self._hung_shims = hung_shims
         self._clock = clock
         self._patience = patience
-        self._restarter = Restarter(procfs, systemd, patience)
-        self._service = NodeService(COMM, address, lambda: listeners.unix(address), listeners, procfs, namespaces)
+        service = NodeService(COMM, address, lambda: listeners.unix(address), listeners, procfs, namespaces)
+        restarter = Restarter(procfs, systemd, patience)
+        self._known = RestartableService(service, restarter, self._problem, procfs, cgroups, clock, patience)
 
     @contextmanager
     def confirm(self, target: Target, finding: Finding) -> Iterator[RestartCase]:
         """See Remedy."""
         dead = target.kind is TargetKind.SHIM
         this_boot(target, self._procfs)
-        process = self._service.find().process.id if dead else exact(target, COMM, self._address, self._procfs)
+        process = self._known.service.find().process.id if dead else exact(target, COMM, self._address, self._procfs)
         with held(process, self._procfs) as grip:
-            found = self._service.identify(grip.process)
-            way = self._restarter.way(found.process)
+            found = self._known.service.identify(grip.process)
+            way = self._known.restarter.way(found.process)
             self._no_known_hung_shim()
             attempts = () if dead else self._failing(finding.reason, found, grip)
             neighbours = self._neighbours()
@@ -136,15 +137,9 @@ class RestartContainerd:
                 grip=grip,
                 way=way,
                 attempts=attempts,
-                service=self._service,
-                restarter=self._restarter,
-                problem=self._problem,
+                known=self._known,
                 aftermath=lambda: self._aftermath(neighbours.shims, target if dead else None),
                 extra={"shims": [{"pid": p.pid, "startTime": p.start_time} for p in neighbours.shims]},
-                procfs=self._procfs,
-                cgroups=self._cgroups,
-                clock=self._clock,
-                patience=self._patience,
             )
 
     # -- before ---------------------------------------------------------------
@@ -236,7 +231,7 @@ class RestartContainerd:
                 f"{len(lost)} of {len(shims)} shims that ran before are gone: {', '.join(lost[:SHOWN])}{more}. Their "
                 "pods have ended by themselves or were cleaned up: see journalctl -u containerd"
             )
-        if dead is not None and not await_(lambda: self._bundle_gone(dead), self._patience.answer, self._clock):
+        if dead is not None and not wait_until(lambda: self._bundle_gone(dead), self._clock, self._patience.answer):
             return f"the bundle of container {dead.container_id[:12]} is still there"
         return ""
 

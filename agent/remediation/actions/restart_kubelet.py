@@ -19,6 +19,7 @@ from agent.model import Action, Finding, Target, TargetKind
 from agent.remediation.hands import Grip, held
 from agent.remediation.restart_case import (
     ASK_SECONDS,
+    RestartableService,
     RestartCase,
     consistent,
     described,
@@ -77,13 +78,13 @@ class RestartKubelet:
     ) -> None:
         self._url = url
         self._procfs = procfs
-        self._cgroups = cgroups
         self._clock = clock
         self._patience = patience
         self._network_problem = network_problem
-        self._restarter = Restarter(procfs, systemd, patience)
         host, port = place(url)
-        self._service = NodeService(COMM, url, lambda: listeners.tcp(host, port), listeners, procfs, namespaces)
+        service = NodeService(COMM, url, lambda: listeners.tcp(host, port), listeners, procfs, namespaces)
+        restarter = Restarter(procfs, systemd, patience)
+        self._known = RestartableService(service, restarter, self._problem, procfs, cgroups, clock, patience)
 
     @contextmanager
     def confirm(self, target: Target, finding: Finding) -> Iterator[RestartCase]:
@@ -92,8 +93,8 @@ class RestartKubelet:
         if problem:
             raise refused(RefusalReason.CANNOT_SEE, f"{self._url} cannot be asked from here: {problem}")
         with held(exact(target, COMM, self._url, self._procfs), self._procfs) as grip:
-            found = self._service.identify(grip.process)
-            way = self._restarter.way(found.process)
+            found = self._known.service.identify(grip.process)
+            way = self._known.restarter.way(found.process)
             attempts = self._failing(finding.reason, found.process, grip)
             consistent(found, self._url, attempts)
             yield RestartCase(
@@ -103,15 +104,7 @@ class RestartKubelet:
                 grip=grip,
                 way=way,
                 attempts=attempts,
-                service=self._service,
-                restarter=self._restarter,
-                problem=self._problem,
-                aftermath=lambda: "",
-                extra={},
-                procfs=self._procfs,
-                cgroups=self._cgroups,
-                clock=self._clock,
-                patience=self._patience,
+                known=self._known,
             )
 
     def _failing(self, reason: str, process: Process, grip: Grip) -> tuple[Attempt[Any], ...]:
