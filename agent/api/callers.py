@@ -16,6 +16,7 @@ from agent.api.certificate_names import CertificateName
 from agent.api.limits import REQUEST_SECONDS, STREAM_SECONDS, Deadlines
 from agent.api.reception import Visitor
 from agent.model import Action
+from agent.printable import printable
 
 log = logging.getLogger("nodediag.api")
 
@@ -157,5 +158,4 @@ def _unknown(names: Collection[CertificateName], found: Collection[bytes | None]
 
 
 def _printable(name: bytes) -> str:
-    text = ascii(name.decode("latin-1"))[1:-1]
-    return text if len(text) <= MAX_NAME_SHOWN else f"{text[: MAX_NAME_SHOWN - 3]}..."
+    return printable(ascii(name.decode("latin-1"))[1:-1], MAX_NAME_SHOWN)

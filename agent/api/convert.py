@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent import model
 from agent.api.pb import diagnostics_service_pb2 as service_pb
 from agent.api.pb import node_report_pb2 as pb
-from agent.exporters.printable import encodable
+from agent.printable import encodable
 
 NANOSECONDS = 1_000_000_000
 INT64 = 2**63

@@ -6,7 +6,7 @@ import grpc
 
 from agent.acts import REFUSAL_CODES, Refusal, RefusalReason
 from agent.api import errors
-from agent.exporters.printable import encodable
+from agent.printable import encodable
 
 FIELDS = {
     RefusalReason.UNKNOWN_ACTION: "action",

@@ -12,7 +12,7 @@ from agent import acts, model
 from agent.api import convert, revert
 from agent.api.pb import diagnostics_service_pb2 as diagnostics_pb
 from agent.api.pb import remediation_service_pb2 as pb
-from agent.exporters.printable import encodable
+from agent.printable import encodable
 
 OUTCOMES: Mapping[acts.Outcome, pb.Outcome] = MappingProxyType(
     {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from agent.cli.arguments import client_of
-from agent.exporters.printable import printable
+from agent.printable import printable
 
 if TYPE_CHECKING:
     from agent.client import Client

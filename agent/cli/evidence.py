@@ -12,9 +12,9 @@ from agent.cli.connection import ask, complain
 from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.cli.output import add_format, emit
 from agent.cli.saying import say, say_json
-from agent.exporters.printable import printable
 from agent.exporters.remediation_json import dumps, evidence_json
 from agent.exporters.remediation_text import evidence_line
+from agent.printable import printable
 
 if TYPE_CHECKING:
     from agent.client import Client

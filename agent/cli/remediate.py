@@ -17,10 +17,10 @@ from agent.cli.output import add_format
 from agent.cli.request_ids import request_id
 from agent.cli.saying import say, say_json
 from agent.cli.targets import NoSingleTargetError, could_be, look_up
-from agent.exporters.printable import printable
 from agent.exporters.remediation_json import refused_json, remediation_json
 from agent.exporters.remediation_text import plan_lines, refusal_lines, remediation_lines, target_words
 from agent.model import Action
+from agent.printable import printable
 
 if TYPE_CHECKING:
     from agent.client import Client, ClientError

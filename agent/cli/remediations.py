@@ -9,9 +9,9 @@ from agent.cli.exits import EXIT_OK, EXIT_UNKNOWN
 from agent.cli.output import add_format
 from agent.cli.request_ids import request_id
 from agent.cli.saying import say, say_json
-from agent.exporters.printable import printable
 from agent.exporters.remediation_json import remediation_json
 from agent.exporters.remediation_text import remediation_line, remediation_lines
+from agent.printable import printable
 
 NAME = "remediations"
 HELP = "list what the running agent was asked to mend, the latest first, or tell one in full"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from agent.acts import ActionStatus
 from agent.exporters.advice import dns_server
 from agent.exporters.layout import labelled, wrapped
-from agent.exporters.printable import printable
 from agent.exporters.wording import short_id, snake
 from agent.model import Action, ActiveFinding, NodeReport, PodRef, Target, TargetKind
+from agent.printable import printable
 
 MIN_PREFIX = 4
 MAX_LISTED = 20

@@ -28,7 +28,7 @@ from typing import ClassVar, TypeAlias
 
 from agent.clock import Clock
 from agent.detectors.refusals import Refusals, readable, restarting, who
-from agent.host.exchange import LINGER_SECONDS, Attempt, Ending, Phase, printable
+from agent.host.exchange import LINGER_SECONDS, Attempt, Ending, Phase
 from agent.host.kubelet import HttpAnswer, failing_checks, healthz, is_loopback, url_problem
 from agent.host.service import Lifetime, ServiceProcess
 from agent.model import (
@@ -45,6 +45,7 @@ from agent.model import (
     TargetKind,
     Value,
 )
+from agent.printable import printable
 from agent.schema import DetectorSettings, setting
 
 FAILING = "KubeletHealthzFailing"

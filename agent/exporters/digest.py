@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.exporters.advice import Advice, advise
-from agent.exporters.printable import printable
 from agent.exporters.wording import ago, duration, measured, moment, short_id
 from agent.model import (
     ActiveFinding,
@@ -21,6 +20,7 @@ from agent.model import (
     Status,
     Target,
 )
+from agent.printable import printable
 
 MAX_MESSAGE = 1024
 DETAILED = 10

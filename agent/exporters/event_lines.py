@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from agent.exporters.printable import encodable, printable
 from agent.exporters.report_json import condition_json, rfc3339
 from agent.model import Changed, Condition, Event, Gap, Removed, Snapshot
+from agent.printable import encodable, printable
 
 
 def as_text(event: Event, at: float) -> Iterator[str]:

@@ -17,10 +17,10 @@ from prometheus_client.registry import Collector
 
 from agent.acts import Outcome
 from agent.clock import Clock
-from agent.exporters.printable import printable
 from agent.exporters.samples import MAX_LABEL, MAX_SERIES, Labels, Samples, Total
 from agent.model import Action, Condition, Detector, DetectorState, DetectorStatus, Meter, Metric, MetricKind, Status
 from agent.pipeline.board import Board, Entry
+from agent.printable import printable
 
 PREFIX = "nodediag_"
 

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from agent.acts import ActionStatus, Evidence, Refusal, Remediation, RemediationStatus, Request
-from agent.exporters.printable import encodable
 from agent.exporters.report_json import rfc3339, target_json
+from agent.printable import encodable
 
 
 def dumps(document: object) -> str:

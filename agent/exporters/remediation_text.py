@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from agent.acts import ActionStatus, Evidence, Outcome, Refusal, Remediation, RemediationStatus, Request
 from agent.exporters.layout import labelled, wrapped
-from agent.exporters.printable import printable
 from agent.exporters.wording import duration, moment, short_id
 from agent.model import ActiveFinding, Target, TargetKind
+from agent.printable import printable
 
 MAX_TEXT = 1024
 MAX_SUMMARY = 160

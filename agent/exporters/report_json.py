@@ -5,8 +5,8 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from agent.exporters.printable import encodable
 from agent.model import ActiveFinding, Condition, DetectorStatus, NodeReport, PodRef, Target, Value
+from agent.printable import encodable
 
 
 def dumps(report: NodeReport) -> str:

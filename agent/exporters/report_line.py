@@ -6,8 +6,8 @@ whose it is come before everything else, and a cut anywhere leaves text that can
 
 from collections.abc import Iterator
 
-from agent.exporters.printable import printable
 from agent.model import Condition, DetectorState, NodeReport, Status
+from agent.printable import printable
 
 MAX_LINE = 1024
 """Characters, the newline not counted."""

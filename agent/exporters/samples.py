@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from agent.exporters.printable import printable
 from agent.model import Detector, DetectorState, Metric, MetricKind, Sample
 from agent.pipeline.board import Entry
+from agent.printable import printable
 
 log = logging.getLogger("nodediag.metrics")
 

@@ -4,8 +4,8 @@ import math
 import re
 from datetime import UTC, datetime
 
-from agent.exporters.printable import printable
 from agent.model import Value
+from agent.printable import printable
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE

@@ -28,8 +28,9 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 
 from agent.clock import Clock
-from agent.host.exchange import MAX_DETAIL, Attempt, Ending, NoAnswerError, Peer, converse, printable
+from agent.host.exchange import MAX_DETAIL, Attempt, Ending, NoAnswerError, Peer, converse
 from agent.host.pb.cri_pb2 import VersionRequest, VersionResponse
+from agent.printable import printable
 
 METHOD = "/runtime.v1.RuntimeService/Version"
 MAX_MESSAGE_BYTES = 16 * 1024

@@ -297,11 +297,3 @@ def _detail(error: OSError) -> str:
     if error.errno is None:
         return str(error)
     return f"{errno.errorcode.get(error.errno, error.errno)}: {os.strerror(error.errno).lower()}"
-
-
-def printable(text: str | bytes, limit: int) -> str:
-    """Return a peer's text fit for one line: cut at `limit` characters, the unprintable escaped."""
-    if isinstance(text, bytes):
-        text = text[: 4 * limit].decode(errors="backslashreplace")
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

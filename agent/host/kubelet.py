@@ -12,7 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 import h11
 
 from agent.clock import Clock
-from agent.host.exchange import MAX_DETAIL, Attempt, Ending, NoAnswerError, Peer, converse, printable
+from agent.host.exchange import MAX_DETAIL, Attempt, Ending, NoAnswerError, Peer, converse
+from agent.printable import printable
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024

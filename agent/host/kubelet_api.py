@@ -25,9 +25,10 @@ from urllib.parse import urlsplit
 import h11
 
 from agent.clock import Clock
-from agent.host.exchange import MAX_DETAIL, printable
+from agent.host.exchange import MAX_DETAIL
 from agent.host.kubelet import MAX_HEADER_BYTES, KubeletApiError, KubeletApiTimeoutError, api_peer
 from agent.host.kubelet_calls import METRICS, PODS, KubeletCalls
+from agent.printable import printable
 
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_TRUST_BYTES = 1 << 20

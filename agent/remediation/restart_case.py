@@ -10,9 +10,10 @@ from typing import Any
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.cgroups import Cgroups
-from agent.host.exchange import Attempt, Ending, printable
+from agent.host.exchange import Attempt, Ending
 from agent.host.procfs import Process, Procfs
 from agent.model import ProcessId
+from agent.printable import printable
 from agent.remediation.hands import Grip
 from agent.remediation.process_evidence import process_evidence
 from agent.remediation.remedy import ActError, Verification

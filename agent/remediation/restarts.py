@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.host import cgroups
-from agent.host.exchange import printable
 from agent.host.procfs import INIT_PID, Process, Procfs
+from agent.printable import printable
 from agent.remediation.hands import Grip, same_process
 from agent.remediation.remedy import ActError
 from agent.remediation.services import Patience

@@ -10,10 +10,10 @@ from functools import partial
 
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.host import cgroups
-from agent.host.exchange import printable
 from agent.host.listeners import Listeners
 from agent.host.procfs import Process, Procfs
 from agent.model import CannotSeeError, ProcessId, Target
+from agent.printable import printable
 from agent.remediation.hands import same_process
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.clock import Clock
-from agent.host.exchange import Attempt, Ending, NoAnswerError, Peer, converse, printable
+from agent.host.exchange import Attempt, Ending, NoAnswerError, Peer, converse
+from agent.printable import printable
 
 DEADLINE_SECONDS = 3.0
 """For one call; systemd answers in milliseconds, also RestartUnit, which only queues the job."""

@@ -19,6 +19,7 @@ from agent.host.cgroups import CgroupOwner, Cgroups
 from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import Process, Procfs, Zombie
 from agent.model import Finding, ProcessId, Target
+from agent.printable import printable
 from agent.remediation.hands import Grip, held, same_process
 from agent.remediation.process_evidence import process_evidence
 from agent.remediation.waiting import pause
@@ -184,13 +185,6 @@ class Parents:
 
     def _scan(self) -> tuple[Zombie, ...]:
         return tuple(self._procfs.scan({}).zombies.values())
-
-
-def printable(text: str | bytes) -> str:
-    """Return a name as it may stand in a message: what is no printable character is escaped."""
-    if isinstance(text, bytes):
-        text = text.decode(errors="backslashreplace")
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _not_confirmed(why: str) -> RefusedError:

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from agent.printable import printable
 from agent.schema import Rule, rule_of
 from agent.settings.node_ip import expanded
 from agent.settings.sanity import contradictions
@@ -70,7 +71,7 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
     reader = _Reader(environ)
     settings = Settings()
     for file in _files(path):
-        reader.file = "" if file == path else f"{_printable(file.name)} "
+        reader.file = "" if file == path else f"{printable(file.name, MAX_SHOWN)} "
         root = _compose(str(file), _read(file))
         settings = settings if root is None else reader.table(settings, root, "")
     if not reader.problems:
@@ -186,7 +187,7 @@ class _Reader:
         """Yield the entries of a table, each key once: of two, the last would win in silence."""
         first: dict[str, int] = {}
         for key, value in node.value:
-            name = _printable(key.value) if isinstance(key, yaml.ScalarNode) else _shown(key)
+            name = printable(key.value, MAX_SHOWN) if isinstance(key, yaml.ScalarNode) else _shown(key)
             if name in first:
                 self._refuse(key, f"{path}.{name}" if path else name, f"is set twice, first in line {first[name]}")
                 continue
@@ -288,11 +289,5 @@ def _shown(node: yaml.Node) -> str:
         return "a table"
     if isinstance(node, yaml.SequenceNode):
         return "a list"
-    text = _printable(node.value)
+    text = printable(node.value, MAX_SHOWN)
     return f'"{text}"' if isinstance(node, yaml.ScalarNode) and node.style else text
-
-
-def _printable(text: str) -> str:
-    """Return a text of the file on one line, shortened: what it holds is not always what its author saw."""
-    short = text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
-    return short if short.isprintable() else ascii(short)[1:-1]

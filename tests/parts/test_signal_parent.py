@@ -15,7 +15,7 @@ from agent.host.procfs import Process, Scan, Zombie
 from agent.model import Target, TargetKind
 from agent.remediation.actions.signal_parent import SignalParent
 from agent.remediation.remedy import Remedy
-from agent.remediation.zombies import MAX_PIDS, Parents, printable
+from agent.remediation.zombies import MAX_PIDS, Parents
 from tests.lab.waiting import wait_until
 from tests.unit.builders import ManualClock, RealClock, container_id, kubepods, open_files
 from tests.unit.remediation.actions.families import APART_SECONDS, FINDING, ID, MIN_ZOMBIES, Family, family
@@ -226,11 +226,3 @@ def test_nothing_stays_open(idle: Family) -> None:
             pass
         refusal(idle.parents(min_zombies=41), idle.target)
     assert open_files() == before
-
-
-@pytest.mark.parametrize(
-    ("comm", "shown"),
-    [(b"a) Z 1", "a) Z 1"), (b"new\nline", r"new\nline"), (b"\xff\x1b[31m", r"\xff\x1b[31m"), ("tab\t", r"tab\t")],
-)
-def test_names_are_escaped(comm: str | bytes, shown: str) -> None:
-    assert printable(comm) == shown

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.exporters.node_conditions.calls import Call
 from agent.exporters.node_conditions.pace import SELDOM_CODES, Answer
-from agent.exporters.printable import printable
+from agent.printable import printable
 
 MAX_ANSWER = 2 << 20
 """Bytes of an answer; etcd takes no object larger than 1.5 MiB."""

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from agent.exporters.node_conditions.plan import WriteEvent, WriteStatus
-from agent.exporters.printable import printable
 from agent.model import Condition, Finding
+from agent.printable import printable
 
 COMPONENT = "nodediag"
 EVENT_NAMESPACE = "default"

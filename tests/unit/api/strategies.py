@@ -3,7 +3,6 @@
 from hypothesis import strategies as st
 
 from agent.api.convert import INT64
-from agent.exporters.printable import encodable
 from agent.model import (
     Action,
     ActiveFinding,
@@ -23,6 +22,7 @@ from agent.model import (
     TargetKind,
     Value,
 )
+from agent.printable import encodable
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=8).map(encodable)
 MOMENTS = st.floats(1e9, 4e9)

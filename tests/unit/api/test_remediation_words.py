@@ -10,8 +10,8 @@ from agent.acts import Outcome, RefusalReason
 from agent.api import remediation_words as words
 from agent.api.pb import diagnostics_service_pb2 as diagnostics_pb
 from agent.api.pb import remediation_service_pb2 as pb
-from agent.exporters.printable import encodable
 from agent.model import Action, Target, TargetKind
+from agent.printable import encodable
 from tests.unit.api.strategies import MOMENTS, SPANS, TARGETS, TEXTS
 
 TOKENS = st.integers(0, acts.MAX_TOKEN)

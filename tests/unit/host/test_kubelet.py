@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agent.clock import StallMeter
 from agent.host import kubelet
-from agent.host.exchange import RECEIVE_LIMIT, Attempt, Ending, NoAnswerError, Peer, Phase, converse, printable
+from agent.host.exchange import RECEIVE_LIMIT, Attempt, Ending, NoAnswerError, Peer, Phase, converse
 from agent.host.kubelet import MAX_BODY_BYTES, HttpAnswer, HttpTalk, failing_checks, healthz, url_problem
 from agent.host.service import Lifetime, ServiceProcess
 from agent.model import ProcessId
@@ -432,13 +432,6 @@ def test_failing_checks_are_bounded_and_escaped() -> None:
     assert len(names[1]) == 64
     assert len(names) == 17
     assert names[-1] == "…"
-
-
-@given(st.binary(), st.integers(1, 50))
-def test_printable_is_printable_and_short(text: bytes, limit: int) -> None:
-    shown = printable(text, limit)
-    assert shown.isprintable()
-    assert len(shown) <= limit
 
 
 PIECES = [b"HTTP/1.1 200 OK\r\n", CHUNKED, b"\r\n", b"1\r\nx\r\n", b"0\r\n", b"\xff", OK]

@@ -12,13 +12,15 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def printable(text: str, limit: int | None = None) -> str:
+def printable(text: str | bytes, limit: int | None = None) -> str:
     r"""Return the text on one line, with everything that is not visible as its escape.
 
     Control and format characters (also the ones that reverse the writing direction), line
-    separators and bytes that were not UTF-8 (surrogateescape, PEP 383) become \n, \xNN or \uNNNN.
-    With `limit`, at most that many characters, ending in "..." if something was cut off.
+    separators and bytes that are not UTF-8 (surrogateescape, PEP 383) become \n, \xNN or \uNNNN.
+    With `limit`, of 3 or more, at most that many characters, ending in "..." if something was cut off.
     """
+    if isinstance(text, bytes):
+        text = (text if limit is None else text[: 4 * limit + 4]).decode(errors="surrogateescape")
     if limit is not None and len(text) > limit:
         text = text[: limit + 1]
     if not text.isprintable():
