@@ -23,7 +23,8 @@ from tests.delivery.deploy.kustomize import (
     pod,
 )
 
-KUBERNETES = ("1.33", "1.35", "1.37")
+KUBERNETES = ("1.30", "1.33", "1.35", "1.37")
+"""The first is the oldest that takes the manifests as they are, as deploy/README.md says."""
 NAMESPACED = {"ConfigMap", "DaemonSet", "ResourceQuota", "ServiceAccount"}
 
 
