@@ -19,26 +19,24 @@ from statistics import median
 from typing import ClassVar
 
 from agent.clock import Clock
+from agent.detectors.defunct_findings import (
+    EXCESSIVE,
+    EXHAUSTION,
+    NOT_REAPING,
+    TOO_MANY,
+    Parent,
+    comm_of,
+    node_out_of_pids,
+    not_reaping,
+    pod_out_of_pids,
+    too_many,
+)
 from agent.host import cgroups
 from agent.host.cgroups import CgroupOwner, Cgroups
-from agent.host.inventory import SHIM_COMM
-from agent.host.procfs import INIT_PID, Process, Procfs, Zombie
-from agent.model import (
-    Action,
-    CannotSeeError,
-    CheckResult,
-    Finding,
-    Metric,
-    MetricKind,
-    PodRef,
-    Sample,
-    Target,
-    TargetKind,
-    Value,
-)
+from agent.host.procfs import Procfs, Zombie
+from agent.model import CannotSeeError, CheckResult, Finding, Metric, MetricKind, PodRef, Sample
 from agent.schema import DetectorSettings, setting
 
-EXCESSIVE = "ExcessiveDefunctProcesses"
 TOP_K = 10
 TREND_LOOKS = 6
 """A trend is the median growth between this many looks, so that one burst is none."""
@@ -80,24 +78,6 @@ class DefunctProcessesSettings(DetectorSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
-    """A process with lasting zombies. `process` is None if it went away while we looked."""
-
-    pid: int
-    process: Process | None
-    zombies: int
-    oldest_seconds: float
-    comm: str
-    comm_count: int
-    pod: PodRef | None = None
-    owner: CgroupOwner | None = None
-    pids: tuple[int, int] | None = None
-    frozen_cgroup: str = ""
-    cgroups_hidden: str = ""
-    growth_per_second: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Observation:
     """One scan. `growth_per_second` is the trend of lasting zombies, as for each parent; None until it is known."""
 
@@ -117,9 +97,9 @@ class DefunctProcessesDetector:
     name: ClassVar[str] = "defunct_processes"
     conditions: ClassVar[Mapping[str, Mapping[str, str]]] = {
         EXCESSIVE: {
-            "PidExhaustionAhead": "Zombies are using up the pids of a pod or of the node; soon nothing can be started.",
-            "ParentNotReaping": "A process does not reap its ended children; each keeps a pid.",
-            "TooManyDefunctProcesses": "The node has more zombies than any healthy one.",
+            EXHAUSTION: "Zombies are using up the pids of a pod or of the node; soon nothing can be started.",
+            NOT_REAPING: "A process does not reap its ended children; each keeps a pid.",
+            TOO_MANY: "The node has more zombies than any healthy one.",
         }
     }
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -227,68 +207,29 @@ class DefunctProcessesDetector:
 
     def _not_reaping(self, seen: Observation) -> Iterator[Finding]:
         for parent in seen.parents:
-            if parent.zombies <= self._settings.max_per_parent or parent.process is None:
-                continue
-            why, action = _why_not_reaping(parent, parent.process)
-            yield Finding(
-                EXCESSIVE,
-                "ParentNotReaping",
-                f"{_whose(parent)}: process {parent.pid} ({parent.process.comm}) does not reap: "
-                f"{parent.zombies} zombies, {parent.comm_count} of them named {parent.comm}, "
-                f"the oldest seen for {parent.oldest_seconds:.0f} s; {why}",
-                action,
-                _target(parent, seen.boot_id),
-                parent.pod,
-                _values(parent),
-            )
+            if parent.zombies > self._settings.max_per_parent and parent.process is not None:
+                yield not_reaping(parent, parent.process, seen.boot_id)
 
     def _too_many(self, seen: Observation) -> Iterator[Finding]:
-        if seen.lasting <= self._settings.max_total:
-            return
-        worst = seen.parents[0] if seen.parents else None
-        most = f"; {worst.zombies} of them under process {worst.pid} ({_comm(worst)})" if worst else ""
-        yield Finding(
-            EXCESSIVE,
-            "TooManyDefunctProcesses",
-            f"{seen.lasting} zombies on this node (limit {self._settings.max_total}){most}",
-            Action.NONE,
-            Target(TargetKind.NODE, boot_id=seen.boot_id),
-            None,
-            {"zombies": seen.lasting, "growthPerSecond": seen.growth_per_second},
-        )
+        if seen.lasting > self._settings.max_total:
+            worst = seen.parents[0] if seen.parents else None
+            yield too_many(seen.lasting, self._settings.max_total, worst, seen.growth_per_second, seen.boot_id)
 
     def _exhaustion(self, seen: Observation) -> Iterator[Finding]:
         """Only with zombies to show: pids used up by living processes are another trouble."""
         if seen.lasting <= self._settings.max_per_parent:
             return
         if seen.tasks is not None and seen.pid_max:
-            text = self._ahead(seen.tasks, seen.pid_max, seen.growth_per_second)
-            if text and seen.lasting > seen.tasks / 4:
-                yield Finding(
-                    EXCESSIVE,
-                    "PidExhaustionAhead",
-                    f"the node's pids run out: {seen.tasks} of {seen.pid_max} in use, "
-                    f"{seen.lasting} by zombies; {text}",
-                    Action.NONE,
-                    Target(TargetKind.NODE, boot_id=seen.boot_id),
-                    None,
-                    {"pids": seen.tasks, "pidMax": seen.pid_max, "growthPerSecond": seen.growth_per_second},
-                )
+            why = self._ahead(seen.tasks, seen.pid_max, seen.growth_per_second)
+            if why and seen.lasting > seen.tasks / 4:
+                pids = (seen.tasks, seen.pid_max)
+                yield node_out_of_pids(pids, seen.lasting, why, seen.growth_per_second, seen.boot_id)
         for parent in seen.parents:
             if parent.pids is None or parent.zombies <= self._settings.max_per_parent or parent.owner is None:
                 continue
-            text = self._ahead(*parent.pids, parent.growth_per_second)
-            if text:
-                yield Finding(
-                    EXCESSIVE,
-                    "PidExhaustionAhead",
-                    f"{_whose(parent)} runs out of pids: {parent.pids[0]} of {parent.pids[1]} in use, "
-                    f"{parent.zombies} by zombies of process {parent.pid} ({_comm(parent)}); {text}",
-                    Action.SIGNAL_PARENT,
-                    _target(parent, seen.boot_id),
-                    parent.pod,
-                    _values(parent),
-                )
+            why = self._ahead(*parent.pids, parent.growth_per_second)
+            if why:
+                yield pod_out_of_pids(parent, parent.pids, why, seen.boot_id)
 
     def _ahead(self, used: int, limit: int, growth: float | None) -> str:
         """Say why exhaustion is near; empty if it is not."""
@@ -314,59 +255,6 @@ def _pod(owner: CgroupOwner | None, pod_of: Callable[[str], PodRef | None]) -> P
     return known or (PodRef("", "", owner.pod_uid) if owner.pod_uid else None)
 
 
-def _comm(parent: Parent) -> str:
-    return parent.process.comm if parent.process else "gone"
-
-
-def _whose(parent: Parent) -> str:
-    if parent.pod is not None and parent.pod.name:
-        return f"pod {parent.pod}"
-    if parent.pod is not None:
-        return f"pod uid {parent.pod.uid}"
-    return f"container {parent.owner.container_id[:12]}" if parent.owner else "outside any container"
-
-
-def _why_not_reaping(parent: Parent, process: Process) -> tuple[str, Action]:
-    """What the parent shows, and what mends it."""
-    if parent.frozen_cgroup:
-        return f"its cgroup {parent.frozen_cgroup} is frozen", Action.THAW_CGROUP
-    if process.state in {"T", "t"}:
-        return f"it is stopped (state {process.state}) and reaps once it is continued", Action.NONE
-    if parent.pid == INIT_PID:
-        return "it is the node's init, which no remediation touches", Action.NONE
-    if process.comm == SHIM_COMM and parent.owner is None:
-        return "a shim does not reap what an exec left behind; restarting the pod ends both", Action.NONE
-    if parent.owner is None:
-        return "it is no container's process: restart the service it belongs to", Action.NONE
-    unseen = f"; its pod's limit of pids cannot be seen ({parent.cgroups_hidden})" if parent.cgroups_hidden else ""
-    return f"look for an exec probe or a script that runs {parent.comm}{unseen}", Action.SIGNAL_PARENT
-
-
-def _target(parent: Parent, boot_id: str) -> Target:
-    return Target(
-        TargetKind.PROCESS,
-        pid=parent.pid,
-        start_time=parent.process.start_time if parent.process else None,
-        boot_id=boot_id,
-        container_id=parent.owner.container_id if parent.owner else "",
-        cgroup=parent.owner.path if parent.owner else "",
-    )
-
-
-def _values(parent: Parent) -> dict[str, Value]:
-    return {
-        "zombies": parent.zombies,
-        "comm": _comm(parent),
-        "parentState": parent.process.state if parent.process else None,
-        "zombieComm": parent.comm,
-        "zombieCommCount": parent.comm_count,
-        "oldestSeconds": round(parent.oldest_seconds, 1),
-        "podPids": parent.pids[0] if parent.pids else None,
-        "podPidsMax": parent.pids[1] if parent.pids else None,
-        "growthPerSecond": parent.growth_per_second,
-    }
-
-
 def _samples(seen: Observation) -> Iterator[Sample]:
     yield Sample("defunct_processes", seen.lasting + seen.young)
     counts: Counter[str] = Counter()
@@ -376,5 +264,5 @@ def _samples(seen: Observation) -> Iterator[Sample]:
         yield Sample("processes", counts[name], (name,))
     for parent in seen.parents:
         pod = parent.pod or PodRef("", "")
-        labels = (str(parent.pid), _comm(parent), pod.namespace, pod.name, pod.container)
+        labels = (str(parent.pid), comm_of(parent), pod.namespace, pod.name, pod.container)
         yield Sample("defunct_processes_by_parent", parent.zombies, labels)

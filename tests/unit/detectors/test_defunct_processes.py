@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.detectors.defunct_findings import EXCESSIVE, Parent
 from agent.detectors.defunct_processes import (
-    EXCESSIVE,
     TOP_K,
     TREND_LOOKS,
     DefunctProcessesDetector,
     DefunctProcessesSettings,
     Observation,
-    Parent,
     _trend,
 )
 from agent.host.cgroups import CgroupOwner, Cgroups
@@ -241,6 +240,11 @@ class TestExhaustion:
             finding = result.findings[0]
             assert f"runs out of pids: {used} of 100 in use, 31 by zombies of process 500 (server)" in finding.message
             assert (finding.recommended_action, finding.pod) == (Action.SIGNAL_PARENT, WEB)
+
+    def test_what_mends_it_is_what_keeps_the_parent_from_reaping(self, detector: DefunctProcessesDetector) -> None:
+        frozen, gone = parent(pids=(100, 100), frozen_cgroup="/kubepods/pod1"), parent(pids=(100, 100), process=None)
+        assert {each.recommended_action for each in detector.check(seen(frozen)).findings} == {Action.THAW_CGROUP}
+        assert only(detector.check(seen(gone))).recommended_action is Action.NONE
 
     def test_a_pod_is_near_its_end_by_its_own_trend(self, detector: DefunctProcessesDetector) -> None:
         slow, fast = (parent(pids=(100, 1000), growth_per_second=growth) for growth in (0.2, 0.3))

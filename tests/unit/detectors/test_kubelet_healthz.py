@@ -10,16 +10,8 @@ from typing import Any
 import pytest
 
 from agent.clock import StallMeter
-from agent.detectors.kubelet_healthz import (
-    FAILING,
-    NOT_OK,
-    REFUSED,
-    SLOW,
-    TIMEOUT,
-    KubeletHealthzDetector,
-    KubeletHealthzSettings,
-    Observation,
-)
+from agent.detectors.healthz_findings import FAILING, NOT_OK, REFUSED, SLOW, TIMEOUT, Observation
+from agent.detectors.kubelet_healthz import KubeletHealthzDetector, KubeletHealthzSettings
 from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.kubelet import HttpAnswer
 from agent.host.service import Lifetime

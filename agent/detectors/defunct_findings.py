@@ -1,0 +1,144 @@
+"""What is said of defunct processes: wording, target, evidence and action of defunct_processes' findings."""
+
+from dataclasses import dataclass
+
+from agent.host.cgroups import CgroupOwner
+from agent.host.inventory import SHIM_COMM
+from agent.host.procfs import INIT_PID, Process
+from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
+
+EXCESSIVE = "ExcessiveDefunctProcesses"
+EXHAUSTION = "PidExhaustionAhead"
+NOT_REAPING = "ParentNotReaping"
+TOO_MANY = "TooManyDefunctProcesses"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A process with lasting zombies. `process` is None if it went away while we looked."""
+
+    pid: int
+    process: Process | None
+    zombies: int
+    oldest_seconds: float
+    comm: str
+    comm_count: int
+    pod: PodRef | None = None
+    owner: CgroupOwner | None = None
+    pids: tuple[int, int] | None = None
+    frozen_cgroup: str = ""
+    cgroups_hidden: str = ""
+    growth_per_second: float | None = None
+
+
+def not_reaping(parent: Parent, process: Process, boot_id: str) -> Finding:
+    """Return the finding about a parent with too many lasting zombies."""
+    why, action = _why_not_reaping(parent, process)
+    return Finding(
+        EXCESSIVE,
+        NOT_REAPING,
+        f"{_whose(parent)}: process {parent.pid} ({process.comm}) does not reap: "
+        f"{parent.zombies} zombies, {parent.comm_count} of them named {parent.comm}, "
+        f"the oldest seen for {parent.oldest_seconds:.0f} s; {why}",
+        action,
+        _target(parent, boot_id),
+        parent.pod,
+        _values(parent),
+    )
+
+
+def too_many(lasting: int, limit: int, worst: Parent | None, growth: float | None, boot_id: str) -> Finding:
+    """Return the finding about a node with more lasting zombies than its limit; `growth` is theirs a second."""
+    most = f"; {worst.zombies} of them under process {worst.pid} ({comm_of(worst)})" if worst else ""
+    return Finding(
+        EXCESSIVE,
+        TOO_MANY,
+        f"{lasting} zombies on this node (limit {limit}){most}",
+        Action.NONE,
+        Target(TargetKind.NODE, boot_id=boot_id),
+        None,
+        {"zombies": lasting, "growthPerSecond": growth},
+    )
+
+
+def node_out_of_pids(pids: tuple[int, int], lasting: int, why: str, growth: float | None, boot_id: str) -> Finding:
+    """Return the finding about a node whose pids run out; `pids` are those in use and pid_max."""
+    used, limit = pids
+    return Finding(
+        EXCESSIVE,
+        EXHAUSTION,
+        f"the node's pids run out: {used} of {limit} in use, {lasting} by zombies; {why}",
+        Action.NONE,
+        Target(TargetKind.NODE, boot_id=boot_id),
+        None,
+        {"pids": used, "pidMax": limit, "growthPerSecond": growth},
+    )
+
+
+def pod_out_of_pids(parent: Parent, pids: tuple[int, int], why: str, boot_id: str) -> Finding:
+    """Return the finding about a pod whose pids run out; `pids` are those in use and its pids.max."""
+    action = _why_not_reaping(parent, parent.process)[1] if parent.process else Action.NONE
+    return Finding(
+        EXCESSIVE,
+        EXHAUSTION,
+        f"{_whose(parent)} runs out of pids: {pids[0]} of {pids[1]} in use, "
+        f"{parent.zombies} by zombies of process {parent.pid} ({comm_of(parent)}); {why}",
+        action,
+        _target(parent, boot_id),
+        parent.pod,
+        _values(parent),
+    )
+
+
+def comm_of(parent: Parent) -> str:
+    """Return the parent's name; `gone` if it went away while we looked."""
+    return parent.process.comm if parent.process else "gone"
+
+
+def _whose(parent: Parent) -> str:
+    if parent.pod is not None and parent.pod.name:
+        return f"pod {parent.pod}"
+    if parent.pod is not None:
+        return f"pod uid {parent.pod.uid}"
+    return f"container {parent.owner.container_id[:12]}" if parent.owner else "outside any container"
+
+
+def _why_not_reaping(parent: Parent, process: Process) -> tuple[str, Action]:
+    """What the parent shows, and what mends it."""
+    if parent.frozen_cgroup:
+        return f"its cgroup {parent.frozen_cgroup} is frozen", Action.THAW_CGROUP
+    if process.state in {"T", "t"}:
+        return f"it is stopped (state {process.state}) and reaps once it is continued", Action.NONE
+    if parent.pid == INIT_PID:
+        return "it is the node's init, which no remediation touches", Action.NONE
+    if process.comm == SHIM_COMM and parent.owner is None:
+        return "a shim does not reap what an exec left behind; restarting the pod ends both", Action.NONE
+    if parent.owner is None:
+        return "it is no container's process: restart the service it belongs to", Action.NONE
+    unseen = f"; its pod's limit of pids cannot be seen ({parent.cgroups_hidden})" if parent.cgroups_hidden else ""
+    return f"look for an exec probe or a script that runs {parent.comm}{unseen}", Action.SIGNAL_PARENT
+
+
+def _target(parent: Parent, boot_id: str) -> Target:
+    return Target(
+        TargetKind.PROCESS,
+        pid=parent.pid,
+        start_time=parent.process.start_time if parent.process else None,
+        boot_id=boot_id,
+        container_id=parent.owner.container_id if parent.owner else "",
+        cgroup=parent.owner.path if parent.owner else "",
+    )
+
+
+def _values(parent: Parent) -> dict[str, Value]:
+    return {
+        "zombies": parent.zombies,
+        "comm": comm_of(parent),
+        "parentState": parent.process.state if parent.process else None,
+        "zombieComm": parent.comm,
+        "zombieCommCount": parent.comm_count,
+        "oldestSeconds": round(parent.oldest_seconds, 1),
+        "podPids": parent.pids[0] if parent.pids else None,
+        "podPidsMax": parent.pids[1] if parent.pids else None,
+        "growthPerSecond": parent.growth_per_second,
+    }
