@@ -8,9 +8,8 @@ one thread receives callers (`agent.api.reception`) and copies bytes between the
 
 grpc sees the name our end of a connection is bound to, and so a servicer can tell who calls.
 
-What listens inside is started once there is somebody to let in, or ahead of that if told to; in a thread of its own,
-since that takes a moment and may fail. Who has come waits meanwhile. After a failure the next
-caller has it tried again.
+What listens inside is started once there is somebody to let in, or ahead of that if told to (`agent.api.opening`). Who
+has come waits meanwhile; after a failure the next caller has it tried again.
 
 Everything is bounded: connections, how long one may take to show who it is or has to wait, and what is read of one
 side before the other has taken it. The thread sleeps while nothing moves.
@@ -19,7 +18,6 @@ side before the other has taken it. The thread sleeps while nothing moves.
 import errno
 import itertools
 import logging
-import queue
 import secrets
 import selectors
 import socket
@@ -29,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from agent.api.hidden import HiddenSocket
+from agent.api.opening import Opening
 from agent.api.reception import Arrival, NotAdmittedError, Reception, Visitor
 from agent.api.relay import READ, Relay
 
@@ -66,8 +65,7 @@ class Doorkeeper:
         limit: int = MAX_CONNECTIONS,
     ) -> None:
         listener.setblocking(False)
-        self._inside = inside
-        self._inner: HiddenSocket | None = None
+        self._opening = Opening(inside, self._ring)
         self._listener = listener
         self._reception = reception
         self._on_close = on_close
@@ -76,9 +74,6 @@ class Doorkeeper:
         self._numbers = itertools.count()
         self._arrivals: dict[Arrival, float] = {}
         self._waiting: dict[Arrival, tuple[Visitor, float]] = {}
-        self._opened: queue.SimpleQueue[HiddenSocket | None] = queue.SimpleQueue()
-        self._is_opening = False
-        self._has_ended = False
         self._relays: dict[Relay, str] = {}
         self._visitors: dict[str, Visitor] = {}
         self._scratch = memoryview(bytearray(PIECE_BYTES))
@@ -95,7 +90,7 @@ class Doorkeeper:
         self._selector.register(self._bell, READ)
         self._selector.register(self._listener, READ)
         if ahead:
-            self._begin_to_open()
+            self._opening.begin()
         self._thread = threading.Thread(target=self._keep, name="api-door", daemon=True)
         self._thread.start()
 
@@ -117,34 +112,11 @@ class Doorkeeper:
         self.close()
         if self._thread:
             self._thread.join(seconds + PAUSE_SECONDS)
-        self._has_ended = True
-        self._forget_inside()
+        self._opening.close()
 
     def _ring(self) -> None:
         with suppress(OSError):  # the thread has ended
             self._rope.send(b".")
-
-    def _forget_inside(self) -> None:
-        """Close what was opened and not taken up; it may be opened after the end."""
-        if self._inner:
-            self._inner.close()
-        with suppress(queue.Empty):
-            while True:
-                inner = self._opened.get_nowait()
-                if inner:
-                    inner.close()
-
-    def _open(self) -> None:
-        """Start what listens inside; in a thread of its own."""
-        inner = None
-        try:
-            inner = self._inside()
-        except Exception:
-            log.exception("callers are turned away: what serves them could not be started")
-        self._opened.put(inner)
-        self._ring()
-        if self._has_ended:
-            self._forget_inside()
 
     # -- the thread
 
@@ -179,8 +151,8 @@ class Doorkeeper:
 
     def _mind_the_time(self) -> None:
         now = time.monotonic()
-        if self._is_opening:
-            self._welcome()
+        if self._opening.take_up():
+            self._welcome(self._opening.inner)
         waiting = ((arrival, due) for arrival, (_, due) in self._waiting.items())
         for arrival in [arrival for arrival, due in (*self._arrivals.items(), *waiting) if due <= now]:
             self._turn_away(arrival)
@@ -226,10 +198,10 @@ class Doorkeeper:
                 self._wait_for(arrival.socket, found, arrival)
             elif len(self._relays) + len(self._waiting) >= self._limit:
                 raise NotAdmittedError("a caller was shut out: there are too many connections", limit=self._limit)
-            elif self._inner is None:
+            elif self._opening.inner is None:
                 self._keep_waiting(arrival, found)
             else:
-                self._let_in(arrival, found, self._inner)
+                self._let_in(arrival, found, self._opening.inner)
 
     @contextmanager
     def _shutting_out(self, arrival: Arrival) -> Iterator[None]:
@@ -252,26 +224,16 @@ class Doorkeeper:
             self._selector.unregister(arrival.socket)
         del self._arrivals[arrival]
         self._waiting[arrival] = (visitor, time.monotonic() + OPENING_SECONDS)
-        if not self._is_opening:
-            self._begin_to_open()
+        self._opening.begin()
 
-    def _begin_to_open(self) -> None:
-        self._is_opening = True
-        threading.Thread(target=self._open, name="api-opening", daemon=True).start()
-
-    def _welcome(self) -> None:
+    def _welcome(self, inner: HiddenSocket | None) -> None:
         """Let in who has waited, if somebody listens inside now; turn them away if nobody could be had to."""
-        try:
-            self._inner = self._opened.get_nowait()
-        except queue.Empty:
-            return
-        self._is_opening = False
         for arrival, (visitor, _) in tuple(self._waiting.items()):
-            if self._inner is None:
+            if inner is None:
                 self._turn_away(arrival)
             else:
                 with self._shutting_out(arrival):
-                    self._let_in(arrival, visitor, self._inner)
+                    self._let_in(arrival, visitor, inner)
 
     def _let_in(self, arrival: Arrival, visitor: Visitor, inner: HiddenSocket) -> None:
         name = f"{self._prefix}{next(self._numbers)}"

@@ -237,7 +237,7 @@ def test_told_to_it_is_started_ahead_of_the_first(folder: Path) -> None:
         stack.callback(inside.close)
         stack.callback(keeper.stop, 0.0)
         keeper.start(ahead=True)
-        wait_until(lambda: keeper._inner, 5, "it is started, and nobody has come")
+        wait_until(lambda: keeper._opening.inner, 5, "it is started, and nobody has come")
         with knocking(folder) as caller:
             caller.sendall(b"hello")
             assert caller.recv(100) == b"hello"
