@@ -223,7 +223,7 @@ def _action(text: str) -> Action:
         return names[text]
     lowered = {name.lower(): name for name in names}
     close = difflib.get_close_matches(text.lower(), lowered, n=1)
-    meant = f"; did you mean {lowered[close[0]]}?" if close else ""
+    meant = f"; did you mean {lowered[close[0]]}?" if close else "."
     raise argparse.ArgumentTypeError(f"there is no action {printable(text, 60)}{meant} There are: {', '.join(names)}")
 
 

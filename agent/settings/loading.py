@@ -208,7 +208,8 @@ class _Reader:
             return {}
         wrong = _broken(value, rule)
         if wrong:
-            self._refuse(node, path, f"{wrong}; it is {_shown(node)}")
+            found = f"; it is {_shown(node)}" if isinstance(node, yaml.ScalarNode) else ""
+            self._refuse(node, path, f"{wrong}{found}")
             return {}
         self.places[path] = self._place(node)
         return {key: value}

@@ -244,7 +244,7 @@ def test_the_node_is_named_by_the_setting_or_the_environment_or_the_host(
 
 
 def test_ten_mistakes_are_ten_lines_each_with_its_place_and_what_would_be_right(refused: Refuse) -> None:
-    namespaces = "must be names of containerd namespaces, at least one, such as [k8s.io]; it is a list"
+    namespaces = "must be names of containerd namespaces, at least one, such as [k8s.io]"
     assert refused(TEN_MISTAKES) == [
         "line 1: node_name: must be text, and YAML reads yes as true or false: put it in quotes",
         "line 3: http.listn: unknown key; did you mean listen?",

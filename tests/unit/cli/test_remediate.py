@@ -151,7 +151,7 @@ def test_an_action_this_agent_does_not_have_is_told(agent: AgentDouble, run: Com
     [
         (["killshim", "--target", "1"], "there is no action killshim; did you mean KillShim? There are: KillShim, "),
         (["KillShin", "--target", "1"], "did you mean KillShim?"),
-        (["None", "--target", "1"], "there is no action None"),
+        (["None", "--target", "1"], "there is no action None. There are: KillShim, "),
         (["KillShim"], "the following arguments are required: --target"),
         (["KillShim", "--target", "1", "--request-id", "1234"], "must be a UUID"),
         (["KillShim", "--target", "1", "--reason", "x" * 1025], "has 1025 characters; there may be 1024"),
