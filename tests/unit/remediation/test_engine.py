@@ -182,6 +182,20 @@ def test_an_answer_that_cannot_be_written_down_afterwards_is_still_the_answer(
     assert bench.remedy.calls.count("perform") == 1
 
 
+def test_of_answers_that_could_not_be_written_down_only_so_many_are_kept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr(bench.ledger, "conclude", full)
+    monkeypatch.setattr("agent.remediation.engine.MAX_UNWRITTEN", 2)
+    for each in (FIRST, SECOND, THIRD):
+        bench.ask(each)
+    outcomes = [found.outcome for each in (FIRST, SECOND, THIRD) if (found := bench.engine.find(each))]
+    assert outcomes == [Outcome.RUNNING, Outcome.VERIFIED, Outcome.VERIFIED]
+
+
 # -- dry runs
 
 
@@ -412,6 +426,21 @@ def test_what_an_earlier_agent_left_in_the_middle_is_interrupted_and_never_repea
     assert bench.engine.tally() == {(bench.remedy.action, Outcome.INTERRUPTED): 1}
 
 
+def test_it_is_found_later_too_if_the_ledger_could_not_be_read_at_the_start(tmp_path: Path) -> None:
+    before = Bench(tmp_path)
+    before.ledger.begin(Remediation(Request(FIRST, before.remedy.action, TARGET, "jane"), Outcome.RUNNING, "x", 1.0))
+    before.ledger.close()
+    good, aside = tmp_path / "ledger.sqlite", tmp_path / "aside"
+    good.rename(aside)
+    good.write_bytes(b"no database at all, " * 500)
+    bench = Bench(tmp_path)
+    aside.replace(good)
+    bench.ask(SECOND)
+    left = bench.engine.find(FIRST)
+    assert left is not None
+    assert left.outcome is Outcome.INTERRUPTED
+
+
 def test_an_agent_that_stops_takes_nothing_more(bench: Bench) -> None:
     bench.engine.stop()
     assert refused_for(bench.ask()) is RefusalReason.STOPPING
@@ -467,6 +496,23 @@ def test_every_outcome_is_counted(bench: Bench) -> None:
     bench.ask(THIRD, fencing_token=1)
     action = bench.remedy.action
     assert bench.engine.tally() == {(action, Outcome.VERIFIED): 2, (action, Outcome.REFUSED): 1}
+
+
+def test_what_the_gate_refused_is_listed(bench: Bench) -> None:
+    (bench.folder / "paused").write_text("maintenance\n")
+    answer = bench.ask()
+    assert bench.engine.list(10, "")[0] == (answer,)
+
+
+def test_who_asked_for_what_and_what_came_of_it_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        bench.ask(reason="page 42")
+    begins, concluded = ({**vars(record)} for record in caplog.records)
+    for record in (begins, concluded):
+        assert (record["request_id"], record["caller"], record["reason"]) == (FIRST, OPERATOR.identity, "page 42")
+        assert record["target"] == {"kind": TARGET.kind, "address": TARGET.address}
+    assert (begins["message"], concluded["message"]) == ("remediation begins", "remediation concluded")
+    assert concluded["outcome"] == "verified"
 
 
 def test_the_status_tells_what_is_left(tmp_path: Path) -> None:
