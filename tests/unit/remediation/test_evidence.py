@@ -24,6 +24,7 @@ from agent.remediation.evidence import (
     EvidenceStore,
 )
 from agent.remediation.plain_json import dumps_within
+from tests.unit.builders import open_files
 from tests.unit.remediation.mounts import FILL, run_with_tmpfs
 
 NOW = 1_700_000_000.1234
@@ -400,3 +401,12 @@ def test_several_threads_may_store_list_and_read(store: EvidenceStore) -> None:
         thread.join()
     assert not failures
     assert len(store.list()) == 40
+
+
+def test_nothing_stays_open(store: EvidenceStore) -> None:
+    before = open_files()
+    for number in range(5):
+        store.store(request(number), {"value": number})
+        content(store, number)
+    store.list()
+    assert open_files() == before

@@ -14,6 +14,7 @@ from agent.model import ProcessId
 from agent.remediation.hands import held, same_process
 from agent.remediation.remedy import ActError
 from tests.lab.waiting import wait_until
+from tests.unit.builders import open_files
 
 PROCFS = Procfs("/proc")
 
@@ -107,11 +108,11 @@ def test_a_forbidden_signal_names_the_capability(
 
 def test_no_descriptor_is_left_whatever_happens(sleeper: "subprocess.Popen[bytes]") -> None:
     now = identity(sleeper.pid)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names alone
+    before = open_files()
     refusal(ProcessId(now.pid, 1))
     with held(now, PROCFS):
         pass
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert open_files() == before
 
 
 def test_the_same_process_is_told_as_it_is_now(sleeper: "subprocess.Popen[bytes]") -> None:
