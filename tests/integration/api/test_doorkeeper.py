@@ -27,6 +27,7 @@ from agent.model import ActiveFinding, Condition, DetectorState, DetectorStatus,
 from agent.pipeline.board import Entry
 from tests.integration.api.behind_tls import READER, TlsAgent
 from tests.lab.waiting import wait_until
+from tests.unit.builders import open_files
 from tests.unit.doubles import SICK, finding
 
 STRANGER = 65_534
@@ -135,10 +136,6 @@ def shut_out(caller: socket.socket) -> bool:
         return caller.recv(100) == b""
     except (BrokenPipeError, ConnectionResetError):
         return True
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # -- who comes in
@@ -297,7 +294,7 @@ def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "OPENING_SECONDS", 1.0)
-    before = descriptors()
+    before = open_files()
     may_end = threading.Event()
     inside = Inside(folder, echo)
 
@@ -319,7 +316,7 @@ def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
         keeper.stop(0.0)
         may_end.set()  # it comes when all is over
         wait_until(lambda: inside.address and not list(folder.iterdir()), 5, "nothing is left of it")
-    wait_until(lambda: descriptors() <= before, 5, "nor a descriptor")
+    wait_until(lambda: open_files() <= before, 5, "nor a descriptor")
 
 
 # -- what is passed on
@@ -425,14 +422,14 @@ def test_connections_that_break_leave_nothing_behind(
         caller.sendall(b"hello")
         caller.recv(100)
     wait_until(lambda: not keeper._relays, 5, "it is forgotten")
-    before = descriptors()
+    before = open_files()
     for number in range(100):
         with knocking(folder) as caller:
             caller.sendall(b"x" * 100_000 if number % 2 else b"x")
             if number % 3 == 0:
                 caller.shutdown(socket.SHUT_RD)
     wait_until(lambda: not keeper._relays, 5, "all are forgotten")
-    wait_until(lambda: descriptors() <= before, 5, "their descriptors are closed")
+    wait_until(lambda: open_files() <= before, 5, "their descriptors are closed")
 
 
 def test_nobody_behind_the_door_is_no_harm(
@@ -480,7 +477,7 @@ def test_without_descriptors_callers_wait_and_nobody_runs_in_circles(
         caller = stack.enter_context(socket.socket(socket.AF_UNIX))
         caller.settimeout(10)
         plugs = stack.enter_context(ExitStack())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 20, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 20, hard))
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
             fill(plugs)
@@ -615,11 +612,11 @@ def test_tls_connections_that_come_and_go_leave_nothing_behind(tls: TlsAgent) ->
     for _ in range(3):
         call()
     wait_until(lambda: not keeper._relays, 5, "all are forgotten")
-    before = descriptors()
+    before = open_files()
     for _ in range(20):
         call()
         with dialled(tls):
             pass
     wait_until(lambda: not keeper._relays and not keeper._arrivals, 5, "all are forgotten")
-    wait_until(lambda: descriptors() <= before, 5, "their descriptors are closed")
+    wait_until(lambda: open_files() <= before, 5, "their descriptors are closed")
     assert keeper._visitors == {}
