@@ -128,6 +128,37 @@ def test_what_pods_and_callers_go_by_is_out_of_reach(part: str) -> None:
     assert changed_status(emptied) == ["nodediag may not change a node's addresses, capacity and allocatable"]
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("ownerReferences", [{"apiVersion": "v1", "kind": "Node", "name": "gone", "uid": "0"}]),
+        ("finalizers", ["nodediag.example/never"]),
+    ],
+)
+def test_a_node_can_be_neither_given_away_nor_kept_for_ever(part: str, value: list[Any]) -> None:
+    """The garbage collector deletes what belongs to an owner that there is not."""
+    node = deepcopy(NODE)
+    node["metadata"][part] = value
+    assert changed_status(node) == ["nodediag may not change a node's owners and finalizers"]
+    assert denied("nodediag-own-node-status", node, NODE) == ["nodediag may not change a node's owners and finalizers"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("daemonEndpoints", {"kubeletEndpoint": {"Port": 4194}}),
+        ("nodeInfo", {"kubeletVersion": "v1.20.0"}),
+        ("images", [{"names": ["elsewhere"]}]),
+        ("volumesAttached", [{"name": "v", "devicePath": ""}]),
+        ("volumesInUse", ["v"]),
+    ],
+)
+def test_the_rest_of_what_the_kubelet_tells_is_out_of_reach(part: str, value: Any) -> None:
+    assert changed_status(status(**{part: value})) == [
+        "nodediag may not change a node's endpoints, versions, images and volumes"
+    ]
+
+
 @pytest.mark.parametrize("user", ["system:node:worker-3", "system:serviceaccount:nodediag:default"])
 def test_nobody_else_is_concerned(user: str) -> None:
     assert changed_status(status(conditions=[]), user=user) is None
