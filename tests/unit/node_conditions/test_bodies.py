@@ -70,6 +70,12 @@ def test_kubernetes_own_merge_leaves_every_other_condition_as_it_is(seen: Seen, 
     assert by_type(before) == by_type(after), "the lab's API server merges as Kubernetes does"
 
 
+def test_a_heartbeat_is_the_time_of_the_write_and_a_transition_that_of_the_change() -> None:
+    (told,) = status_patch(WriteStatus(Seen((well(),))), SINCE + 2400)["status"]["conditions"]
+    assert told["lastHeartbeatTime"] == rfc3339(SINCE + 2400)
+    assert told["lastTransitionTime"] == rfc3339(SINCE)
+
+
 def test_the_command_that_cleans_up_takes_ours_away_and_nothing_else(tmp_path: Path) -> None:
     (script,) = re.findall(r"```sh\n(types=.*?)for node in", DOCUMENT.read_text(), re.DOTALL)
     echo = 'echo "{\\"status\\":{\\"conditions\\":[${patch#,}]}}"'
