@@ -65,9 +65,10 @@ def _reach() -> tuple[Alert, ...]:
         ),
         _alert(
             "NodediagNodeWithoutAgent",
-            f"count by (node) (kube_node_info) unless on (node) {up}",
+            f'count by (node) (kube_node_info{{os_image!~"Windows.*"}}) unless on (node) {up}',
             "15m",
-            "A new node pulls the image first. Silent where there is no kube-state-metrics.",
+            "A new node pulls the image first. Not for Windows, where no agent runs. Silent where there is no "
+            "kube-state-metrics.",
             WARNING,
             "{{ $labels.node }}: no nodediag agent runs there",
             "The node is known to Kubernetes, but Prometheus has no agent of it: see whether the DaemonSet has a pod "

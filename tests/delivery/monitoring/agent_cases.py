@@ -69,6 +69,7 @@ REACH_CASES = (
             'kube_node_info{node="well",instance="kube-state-metrics:8080",kernel_version="6.1"}': values(("1", 80)),
             'kube_node_info{node="sick",instance="kube-state-metrics:8080",kernel_version="6.1"}': values(("1", 80)),
             'kube_node_info{node="blip",instance="kube-state-metrics:8080",kernel_version="6.1"}': values(("1", 80)),
+            'kube_node_info{node="other",os_image="Windows Server 2022 Datacenter"}': values(("1", 80)),
             **dict(
                 [
                     _up("well", ("1", 80)),

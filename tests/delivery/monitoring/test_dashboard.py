@@ -23,7 +23,7 @@ SYNTHETIC = {"up": set[str](), "scrape_duration_seconds": set[str](), "scrape_sa
 """What Prometheus itself stores with every scrape."""
 OF_OTHERS = {
     "ALERTS": {"alertname", "alertstate", "severity"},
-    "kube_node_info": {"node"},
+    "kube_node_info": {"node", "os_image"},
 }
 
 
