@@ -179,6 +179,7 @@ class TestAsking:
             clock.advance(1.0)
         assert len(times) == 3600 / PAUSE_SECONDS
         assert min(later - earlier for earlier, later in pairwise(times)) >= PAUSE_SECONDS
+        assert PAUSE_SECONDS >= 30, "what docs/security.md and docs/cost.md promise"
 
     def test_what_is_known_is_asked_for_no_more(self, book: PodBook, kubelet: Kubelet, clock: ManualClock) -> None:
         asked(book)

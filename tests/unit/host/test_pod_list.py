@@ -256,6 +256,7 @@ class TestReading:
         read_pods(kubelet, (), pods.append)
         assert len(pods) == 5
         assert kubelet.asked == [(PODS, MAX_SECONDS, MAX_BYTES)]
+        assert (MAX_BYTES, MAX_PODS) == (20 << 20, 500)
         assert kubelet.taken == 1
 
     def test_of_more_pods_than_there_may_be_the_first_are_read(self) -> None:
