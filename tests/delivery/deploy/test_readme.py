@@ -7,16 +7,18 @@ from typing import Any
 
 import yaml
 
+from agent import __version__
 from agent.settings import load
 from tests.delivery.deploy.kustomize import COMPONENTS, DEPLOY, OVERLAYS, Object, built, objects, pod, settings_files
 
 README = (DEPLOY / "README.md").read_text()
 PUBLISHED = "github.com/nodediag/nodediag/deploy"
+RELEASE = f"?ref=v{__version__}"
 EXAMPLES: list[dict[str, Any]] = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
 
 
 def build(folder: Path, example: dict[str, Any]) -> tuple[Object, ...]:
-    text = yaml.safe_dump(example).replace(PUBLISHED, os.path.relpath(DEPLOY, folder))
+    text = yaml.safe_dump(example).replace(PUBLISHED, os.path.relpath(DEPLOY, folder)).replace(RELEASE, "")
     (folder / "kustomization.yaml").write_text(text)
     return built(folder)
 
@@ -32,6 +34,13 @@ def test_the_combination_is_built_with_one_s_own_image_and_settings(tmp_path: Pa
     settings = load(mounted, {"NODE_IP": "192.0.2.7"}).settings
     assert [caller.identity for caller in settings.grpc.callers] == ["spiffe://example.org/ns/ops/sa/mender"]
     assert (settings.remediation.dry_run, settings.node_conditions.enabled) == (False, True)
+
+
+def test_what_is_taken_from_afar_is_of_the_release_whose_image_is_named() -> None:
+    """Manifests of a later day may need what an agent of that image does not know."""
+    taken = re.findall(rf"{PUBLISHED}/\S+", README)
+    assert taken
+    assert all(each.endswith(RELEASE) for each in taken)
 
 
 def test_a_signed_kubelet_is_checked_against_the_authority_that_is_mounted(tmp_path: Path) -> None:
