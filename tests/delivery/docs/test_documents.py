@@ -8,7 +8,15 @@ import pytest
 
 from agent.cli.parser import parse
 from agent.remediation.ledger_file import SCHEMA_VERSION
-from tests.delivery.docs.markdown import ROOT, documents, links, nodediag_commands, sections, subcommands_named
+from tests.delivery.docs.markdown import (
+    ROOT,
+    command_lines,
+    documents,
+    links,
+    nodediag_commands,
+    sections,
+    subcommands_named,
+)
 
 A_VARIABLE = re.compile(r"\$\{?\w+(:[^}]*\})?")
 A_UUID = "3a0e9c5e-7b5f-4f0e-9d0c-2b8a1d0f6c11"
@@ -38,6 +46,13 @@ def test_every_link_within_the_project_leads_somewhere(path: Path) -> None:
         assert found.exists(), f"{target}: there is no such file"
         if anchor:
             assert anchor in _anchors(found), f"{target}: there is no such section"
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_right_to_a_part_of_an_object_is_asked_for_as_such(path: Path) -> None:
+    """`kubectl auth can-i get nodes/pods` asks about a node of the name pods, and is always answered no."""
+    asked = [line for line in command_lines(path.read_text()) if " auth can-i " in line]
+    assert [line for line in asked if "/" in line.split(" can-i ")[1].split()[1]] == []
 
 
 def test_the_index_leads_to_every_document() -> None:
