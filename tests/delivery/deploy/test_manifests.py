@@ -91,6 +91,21 @@ def test_it_runs_on_every_linux_node_and_is_the_last_to_go(every: tuple[Object, 
     assert spec["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
+def test_its_pods_are_admitted_in_its_namespace_on_every_node(every: tuple[Object, ...]) -> None:
+    (namespace,) = of_kind(every, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    (quota,) = of_kind(every, "ResourceQuota")
+    assert int(quota["spec"]["hard"]["pods"]) >= 10_000, "more than the nodes of the largest cluster, twice"
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    assert (scope["scopeName"], scope["operator"]) == ("PriorityClass", "In")
+    assert scope["values"] == [pod(every)["priorityClassName"]]
+
+
+def test_an_image_that_is_there_is_not_asked_for_again(every: tuple[Object, ...]) -> None:
+    """A registry that is away must not keep the agent of a restarted node from starting."""
+    assert [each["imagePullPolicy"] for each in containers(pod(every))] == ["IfNotPresent"]
+
+
 def test_it_is_given_the_time_it_needs_to_stop(every: tuple[Object, ...]) -> None:
     """Two seconds, and three more for a remediation under way; twice that where it is throttled."""
     assert 5 < pod(every)["terminationGracePeriodSeconds"] <= 15

@@ -137,3 +137,12 @@ def token_sources(every: tuple[Object, ...]) -> list[Any]:
         if "serviceAccountToken" in source
     ]
     return [*projected, *(["the account's own"] if mounted else [])]
+
+
+def test_keys_and_tokens_are_for_root_alone_and_a_token_is_of_an_hour(every: tuple[Object, ...]) -> None:
+    secret = [each for each in pod(every)["volumes"] if {"secret", "projected"} & set(each)]
+    for volume in secret:
+        source = volume.get("secret") or volume["projected"]
+        assert source["defaultMode"] == 0o400, volume["name"]
+        tokens = [part["serviceAccountToken"] for part in source.get("sources", ()) if "serviceAccountToken" in part]
+        assert {token["expirationSeconds"] for token in tokens} <= {3600}

@@ -81,6 +81,12 @@ def test_a_throttled_start_is_waited_for(every: tuple[Object, ...]) -> None:
     assert probe["timeoutSeconds"] >= 3
 
 
+def test_a_throttled_agent_is_not_ended_for_it(every: tuple[Object, ...]) -> None:
+    probe = containers(pod(every))[0]["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 60
+    assert probe["timeoutSeconds"] >= 5
+
+
 def test_the_environment_tells_the_node_s_name_and_address(every: tuple[Object, ...]) -> None:
     told = {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in containers(pod(every))[0]["env"]}
     assert told == {"NODE_NAME": "spec.nodeName", "NODE_IP": "status.hostIP"}
