@@ -290,7 +290,8 @@ _ADVICE = {
         "its certificate is not signed by the authority you trust. Is --ca that of the agents?"
     ),
     "Hostname Verification Check failed": (
-        "its certificate is not made out to this host. Is the host in --endpoint one of the certificate's names?"
+        "its certificate is not made out to this host. Is the host in --endpoint one of the certificate's names? "
+        "If all agents share one certificate, say its name by --server-name."
     ),
     "max connection age": (
         "it ends every connection within 10 minutes, so that certificates are looked at again. Ask or watch again."

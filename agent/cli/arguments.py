@@ -36,6 +36,12 @@ def add_endpoint(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cert", metavar="FILE", help="over TCP: your certificate, which names you to the agent")
     group.add_argument("--key", metavar="FILE", help="over TCP: its private key")
     group.add_argument("--ca", metavar="FILE", help="over TCP: the authority that signs the agent's certificate")
+    group.add_argument(
+        "--server-name",
+        default="",
+        metavar="NAME",
+        help="over TCP: what the agent's certificate is made out to, if that is not the host of --endpoint",
+    )
 
 
 def client_of(arguments: argparse.Namespace) -> "Client":
@@ -44,7 +50,7 @@ def client_of(arguments: argparse.Namespace) -> "Client":
     from agent.client import Client, ClientTls  # noqa: PLC0415 - grpc costs time and memory only clients need spend
 
     files = (arguments.cert or "", arguments.key or "", arguments.ca or "")
-    return Client(arguments.endpoint, tls=ClientTls(*files) if any(files) else None)
+    return Client(arguments.endpoint, tls=ClientTls(*files, arguments.server_name) if any(files) else None)
 
 
 def _endpoint(text: str) -> str:

@@ -29,6 +29,10 @@ SHORT_LIFE = 4.0
 DETECTORS = ("containerd_shim", "defunct_processes", "conntrack_dns", "kubelet_healthz", "container_runtime")
 
 
+SHARED = "agent.nodediag.svc"
+"""What a certificate that all agents share is made out to."""
+
+
 class Node:
     """A real agent over TCP, whose only detector watches for zombies, and the files it serves with."""
 
@@ -55,7 +59,7 @@ class Node:
 
     def renew(self, ca: bytes | None = None) -> Issued:
         """Swap in a new certificate, as the kubelet does."""
-        self.served = self.authority.issue("127.0.0.1")
+        self.served = self.authority.issue("127.0.0.1", SHARED)
         self.files.swap(self.served, ca or self.authority.pem)
         return self.served
 
@@ -208,6 +212,11 @@ def test_the_command_line_calls_over_tcp(node: Node) -> None:
         assert watch.stdout is not None
         assert "ExcessiveDefunctProcesses" in watch.stdout.readline()
         assert ended(watch, signal.SIGINT)[0] == -signal.SIGINT
+    done = asked("report", "--endpoint", node.endpoint, *shown, "--server-name", SHARED)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = asked("report", "--endpoint", node.endpoint, *shown, "--server-name", "worker-4")
+    assert done.returncode == 2
+    assert "If all agents share one certificate, say its name by --server-name." in done.stderr
     done = asked("report", "--endpoint", node.endpoint)
     assert done.returncode == 2
     assert "are needed: --cert, --key and --ca" in done.stderr
