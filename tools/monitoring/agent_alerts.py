@@ -178,9 +178,11 @@ def _footprint() -> tuple[Alert, ...]:
         ),
         _alert(
             "NodediagRemediationFailed",
-            f"increase({WITHOUT_EFFECT}[15m]) > 0 or ({WITHOUT_EFFECT} unless {WITHOUT_EFFECT} offset 15m) > 0",
+            f"increase({WITHOUT_EFFECT}[15m]) > 0 or ({WITHOUT_EFFECT} unless {WITHOUT_EFFECT} offset 15m) > 0 "
+            f"and on (instance) up{{{JOB}}} offset 15m == 1",
             "0s",
-            "Each one counts. The first of its kind begins a series, whose increase is 0: hence the second half.",
+            "Each one counts. The first of its kind begins a series, whose increase is 0: hence the second half, for "
+            "agents that were scraped before, too; else what is long over would be told after each gap in the scrapes.",
             WARNING,
             "{{ $labels.node }}: {{ $labels.action }} was {{ $labels.outcome }}",
             "A remediation did not mend what it was to mend, failed, or was cut off by an end of the agent. The fault "
