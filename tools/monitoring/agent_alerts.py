@@ -14,6 +14,7 @@ RUNBOOK = "agent-alerts.md"
 WITHOUT_EFFECT = 'nodediag_remediations_total{outcome=~"failed|ineffective|interrupted"}'
 WIDESPREAD_SHARE = 0.05
 WIDESPREAD_NODES = 3
+WIDESPREAD_HELD = {CRITICAL: "2m", WARNING: "5m"}
 
 
 def agent_group() -> Group:
@@ -255,9 +256,10 @@ def _widespread(severity: Severity) -> Alert:
         "NodediagConditionWidespread",
         f"{nodes} / on (type) group_left sum by (type) ({CONDITION_SUM}) > {WIDESPREAD_SHARE} "
         f"and {nodes} >= {WIDESPREAD_NODES}",
-        "5m",
+        WIDESPREAD_HELD[severity],
         f"A twentieth of the nodes and at least {WIDESPREAD_NODES}: nodes rarely fail together by chance, and this one "
-        "alert can then stand for those of all nodes (inhibit them by it). As urgent as its reason.",
+        "alert can then stand for those of all nodes (inhibit them by it). As urgent as its reason, and held about as "
+        "long: what comes later than the alerts of the nodes holds none of them back.",
         severity,
         "{{ $labels.type }} ({{ $labels.reason }}) on {{ $value | humanizePercentage }} of the nodes",
         "Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one workload that runs "

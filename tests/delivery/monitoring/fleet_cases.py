@@ -27,7 +27,7 @@ def _fleet(kind: str, reason: str, sick: int, of: int, minutes: int) -> dict[str
     }
 
 
-def _widespread(kind: str, reason: str, severity: str) -> Case:
+def _widespread(kind: str, reason: str, severity: str, held: int) -> Case:
     return Case(
         name=f"{reason} on a tenth of the nodes",
         alert="NodediagConditionWidespread",
@@ -38,8 +38,8 @@ def _widespread(kind: str, reason: str, severity: str) -> Case:
             **_fleet("ConntrackDNSRace", "InsertFailed", sick=4, of=100, minutes=20),
             **_fleet("ContainerRuntimeUnresponsive", "CRITimeout", sick=4, of=100, minutes=20),
         },
-        quiet_at=(14 * 60 + 30, 17 * 60),
-        fires_at=15 * 60,
+        quiet_at=((10 + held) * 60 - 30, 17 * 60),
+        fires_at=(10 + held) * 60,
         labels={"type": kind, "reason": reason, "severity": severity},
         summary=f"{kind} ({reason}) on 10% of the nodes",
         description="Look for one cause: a release of the kernel, the runtime or the kubelet, cluster DNS, one "
@@ -49,8 +49,8 @@ def _widespread(kind: str, reason: str, severity: str) -> Case:
 
 
 FLEET_CASES = (
-    _widespread("DNSUnavailable", "ServerUnreachable", "critical"),
-    _widespread("ConntrackTablePressure", "TableNearlyFull", "warning"),
+    _widespread("DNSUnavailable", "ServerUnreachable", "critical", 2),
+    _widespread("ConntrackTablePressure", "TableNearlyFull", "warning", 5),
     Case(
         name="comes and goes",
         alert="NodediagConditionFlapping",

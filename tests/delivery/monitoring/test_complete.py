@@ -45,6 +45,14 @@ def test_every_reason_of_every_condition_has_one_alert(kind: str, reason: str) -
     assert len(rules_of(kind, reason)) == 1
 
 
+@pytest.mark.parametrize("severity", ["critical", "warning"])
+def test_the_alert_about_the_fleet_is_held_no_longer_than_those_it_holds_back(severity: str) -> None:
+    urgent = [rule for rule in ALERTS if rule["labels"]["severity"] == severity]
+    (fleet,) = (rule for rule in urgent if rule["alert"] == "NodediagConditionWidespread")
+    nodes = [rule["for"] for rule in urgent if "reason" in rule["labels"]]
+    assert int(fleet["for"].rstrip("m")) <= max(int(held.rstrip("m")) for held in nodes)
+
+
 def test_no_two_conditions_share_the_name_of_a_reason() -> None:
     """The alert about many nodes tells reasons apart by their names alone."""
     assert len({reason for _, reason in REASONS}) == len(REASONS)
