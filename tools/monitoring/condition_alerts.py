@@ -10,6 +10,8 @@ from tools.monitoring.rule import Alert, Group
 TEXTS_FILE = "tools/monitoring/condition_texts.py"
 EPISODE = "5m"
 """How far apart two sightings of an episodic reason may be; ten scrapes."""
+KEPT = "3m"
+"""An agent that is started again tells nothing for a minute or two: no fault is over by that, nobody is woken twice."""
 
 
 def condition_group(detectors: Iterable[type[Detector]], texts: Mapping[str, ConditionText] = TEXTS) -> Group:
@@ -54,6 +56,7 @@ def _alert(kind: str, reason: str, meaning: str, text: ConditionText) -> Alert:
         description=" ".join(filter(None, (meaning, urgency.harm, "Findings: {{ $value }}."))) + urgency.whose,
         runbook=runbook(kind, reason),
         labels={"reason": reason},
+        kept=KEPT,
     )
 
 

@@ -29,6 +29,8 @@ class Severity(StrEnum):
 class Alert:
     """An alerting rule. `held` is its `for`; `why` says why it is held so long, and why it asks what it asks.
 
+    `kept` is its `keep_firing_for`: so long it goes on firing while nothing is told.
+
     `runbook` is the document to open, and the section of it, below docs/.
 
     Those of one name must differ in severity or `labels`, even if their series do anyway: promtool asks for it.
@@ -43,6 +45,7 @@ class Alert:
     description: str
     runbook: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ def _alert(rule: Alert) -> Iterator[str]:
     yield f"      - alert: {rule.name}"
     yield from _folded("expr", rule.expr, "        ")
     yield f"        for: {rule.held}"
+    if rule.kept:
+        yield f"        keep_firing_for: {rule.kept}"
     yield "        labels:"
     yield f"          severity: {rule.severity}"
     yield from (f"          {name}: {value}" for name, value in rule.labels.items())

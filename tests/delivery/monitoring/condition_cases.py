@@ -15,6 +15,8 @@ PARENTS = {
 }
 LOOKBACK = 300
 """Seconds for which one sighting of an episodic reason counts."""
+KEPT = 180
+"""Seconds for which an alert goes on once its fault is no longer told of."""
 
 
 def _case(
@@ -26,14 +28,14 @@ def _case(
     description: str,
     extra: Mapping[str, str] | None = None,
 ) -> Case:
-    """A steady fault: one finding. It fires `held` after its first scrape, no sooner, and is gone with its last."""
+    """A steady fault: one finding. It fires `held` after its first scrape, no sooner, and goes KEPT after its last."""
     course = Course("0", "1", held, extra or {})
     return Case(
         name=reason,
         alert=f"Nodediag{condition}",
         series=course.series(f'nodediag_findings{{type="{condition}",reason="{reason}"}}'),
         fires_at=course.fires_at,
-        quiet_at=(course.fires_at - STEP, course.over_at),
+        quiet_at=(course.fires_at - STEP, course.over_at + KEPT),
         labels={**scraped_from("sick"), "type": condition, "reason": reason, "severity": severity},
         summary=f"sick: {summary} ({reason})",
         description=description,
@@ -56,7 +58,7 @@ def _episodic(condition: str, reason: str, summary: str, description: str) -> Ca
         alert=f"Nodediag{condition}",
         series=series,
         fires_at=begun + held,
-        quiet_at=(begun + held - STEP, begun + 24 * STEP + LOOKBACK + STEP),
+        quiet_at=(begun + held - STEP, begun + 24 * STEP + LOOKBACK + STEP + KEPT),
         labels={**scraped_from("sick"), "type": condition, "reason": reason, "severity": "warning"},
         summary=f"sick: {summary} ({reason})",
         description=description,
