@@ -1,5 +1,6 @@
 """The kubelet's API over real TLS on the loopback: whom it believes, how long it waits, and what it says went wrong."""
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -264,6 +265,13 @@ class TestToken:
         setting = serve()
         setting.token_file.unlink() if content is None else setting.token_file.write_text(content)
         assert f"{setting.token_file} (kubelet.token_file) {what}" in setting.failure()
+        assert setting.standin.connections == 0
+
+    def test_a_fifo_in_place_of_the_token_neither_holds_us_nor_is_read(self, serve: Serve) -> None:
+        setting = serve()
+        setting.token_file.unlink()
+        os.mkfifo(setting.token_file)
+        assert f"{setting.token_file} (kubelet.token_file) is no regular file" in setting.failure()
         assert setting.standin.connections == 0
 
 
