@@ -121,8 +121,9 @@ def _hastened(rules: dict[str, Any]) -> dict[str, Any]:
     for group in rules["groups"]:
         group["interval"] = EVERY
         for rule in group["rules"]:
-            if rule.get("for", "0s") != "0s":
-                rule["for"] = HELD
+            for held in ("for", "keep_firing_for"):
+                if rule.get(held, "0s") != "0s":
+                    rule[held] = HELD
     return rules
 
 
