@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 iptables libc6-dev procps prometheus prometheus-node-exporter runc util-linux
+LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 iptables libc6-dev patchelf procps prometheus prometheus-node-exporter runc util-linux
 IMAGE_PACKAGES := buildah debootstrap
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agent/__init__.py)
 # The image's base in a registry, with its digest; empty: Debian's own packages, by debootstrap.
