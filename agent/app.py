@@ -28,6 +28,7 @@ from agent.host.pod_book import PodBook
 from agent.host.pod_list import read_pods
 from agent.host.pods import Pods
 from agent.host.procfs import Process, Procfs
+from agent.host.service import ServiceSense
 from agent.host.shims import ShimSense
 from agent.model import CannotSeeError, Detector, Meter, ProcessId
 from agent.pipeline.board import Board
@@ -75,6 +76,7 @@ class Senses:
         self.pods = Pods(self.bundles, self.procfs, book)
         self.shims = ShimSense(clock)
         self.listeners = Listeners(settings.host.proc)
+        self.services = ServiceSense(self.procfs, self.cgroups)
         self._sees_the_node = False
         self._clock = clock
         self.containerd_process = self.service("containerd", lambda: self.listeners.unix(settings.containerd.address))
@@ -228,6 +230,8 @@ def _of_services(loaded: Loaded, clock: Clock, senses: Senses, kubelet: _Kubelet
             kubelet_dir=KUBELET_DIR,
             kubelet_process=senses.kubelet_process,
             process_age=senses.procfs.age_seconds,
+            process_cgroup=senses.services.cgroup,
+            halted=senses.services.halt,
             boot_id=senses.procfs.boot_id,
             network_problem=senses.network_problem,
         ),
@@ -239,6 +243,8 @@ def _of_services(loaded: Loaded, clock: Clock, senses: Senses, kubelet: _Kubelet
             state_dir=Path(containerd.state_dir),
             containerd_process=senses.containerd_process,
             process_age=senses.procfs.age_seconds,
+            process_cgroup=senses.services.cgroup,
+            halted=senses.services.halt,
             boot_id=senses.procfs.boot_id,
         ),
         "kubelet_pleg": lambda: KubeletPlegDetector(

@@ -27,7 +27,8 @@ from agent.detectors.refusals import Refusals, readable, restarting, who
 from agent.host.bundles import TASKS
 from agent.host.containerd import STATUS_OK, STATUS_UNIMPLEMENTED, RuntimeAnswer, ask_version
 from agent.host.exchange import Attempt, Ending, Phase
-from agent.host.service import Lifetime, ServiceProcess
+from agent.host.service import RUNS, Halt, Lifetime, ServiceProcess
+from agent.host.units import is_removed
 from agent.model import (
     Action,
     CannotSeeError,
@@ -72,20 +73,26 @@ class ContainerRuntimeSettings(DetectorSettings):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One or two attempts, containerd's process, and for how long connections have been refused (awake seconds)."""
+    """One or two attempts, containerd's process, and for how long connections have been refused (awake seconds).
+
+    `halt`: what keeps the process from running.
+    """
 
     address: str
     attempts: Attempts
     lifetime: Lifetime
     refused_seconds: float
     boot_id: str = ""
+    halt: Halt = RUNS
 
 
 class ContainerRuntimeDetector:
     """Asks containerd over its socket.
 
     `explicit`: the address was set by a person, so a containerd is expected there. `containerd_process`
-    finds its process, `process_age` gives its age in seconds or None once it is gone, `boot_id` this boot's UUID.
+    finds its process, `process_age` gives its age in seconds or None once it is gone, `process_cgroup` the cgroup of
+    the systemd service that runs it, `halted` what keeps it from running, `boot_id` this boot's UUID. `removed` tells
+    whether a unit no longer exists on the node.
     """
 
     name: ClassVar[str] = "container_runtime"
@@ -97,7 +104,7 @@ class ContainerRuntimeDetector:
     }
     metrics: ClassVar[tuple[Metric, ...]] = ()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is injected by name
         self,
         settings: ContainerRuntimeSettings,
         address: str,
@@ -108,15 +115,21 @@ class ContainerRuntimeDetector:
         containerd_process: Callable[[], ProcessId | None],
         process_age: Callable[[ProcessId], float | None],
         boot_id: Callable[[], str],
+        process_cgroup: Callable[[ProcessId], str] = lambda _: "",
+        halted: Callable[[ProcessId], Halt] = lambda _: RUNS,
+        removed: Callable[[str], bool] = is_removed,
     ) -> None:
         self._settings = settings
         self._address = address
         self._explicit = explicit
         self._clock = clock
         self._tasks = state_dir / TASKS
-        self._service = ServiceProcess(containerd_process, process_age, clock)
+        self._service = ServiceProcess(containerd_process, process_age, clock, process_cgroup)
         self._boot_id = boot_id
+        self._halted = halted
+        self._removed = removed
         self._refusals = Refusals(clock)
+        self._answered = False
 
     def probe(self) -> Observation:
         """Ask once. Raises NotApplicableError without a trace of a containerd, CannotSeeError if it cannot be asked."""
@@ -128,8 +141,10 @@ class ContainerRuntimeDetector:
         if first.ending is Ending.ERROR:
             raise CannotSeeError(f"{self._address} cannot be asked: {first.detail}; this takes root's rights")
         failed = first.ending is not Ending.ANSWERED
+        self._answered = self._answered or not failed
         life, refused_seconds = self._service.look(urgent=failed), self._refusals.seconds(first.ending)
-        return Observation(self._address, attempts, life, refused_seconds, self._boot_id())
+        halt = self._halted(life.process) if failed and life.process else RUNS
+        return Observation(self._address, attempts, life, refused_seconds, self._boot_id(), halt)
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -155,18 +170,25 @@ class ContainerRuntimeDetector:
                 return
         except OSError as error:
             raise CannotSeeError(f"{error.filename} cannot be looked into: {error.strerror}") from None
-        process = self._service.look(urgent=False).process
-        if process is not None:  # a containerd that has lost its socket has the folder still: here, nothing is mounted
+        life = self._service.look(urgent=False)
+        if (
+            process := life.process
+        ) is not None:  # a containerd that has lost its socket has the folder still: here, nothing is mounted
             raise CannotSeeError(
                 f"a containerd runs as pid {process.pid}, but there is no socket at {self._address}: mount "
                 f"{address.parent} here at the same path, or set containerd.address"
             )
-        if self._explicit:
+        if self._explicit or self._was_here(life):
             return
         raise NotApplicableError(
             f"there is no containerd at {self._address} and no container of it under {self._tasks}; "
             "set containerd.address if one is expected"
         )
+
+    def _was_here(self, life: Lifetime) -> bool:
+        """Whether this agent has seen containerd, and its unit, if that is known, was not removed since."""
+        seen = self._answered or life.ended is not None
+        return seen and not (life.unit and self._removed(life.unit))
 
 
 def _in_use(folder: Path) -> bool:

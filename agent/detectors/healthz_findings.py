@@ -7,7 +7,7 @@ from typing import TypeAlias
 from agent.detectors.refusals import readable, who
 from agent.host.exchange import LINGER_SECONDS, Attempt, Ending, Phase
 from agent.host.kubelet import HttpAnswer, failing_checks
-from agent.host.service import Lifetime
+from agent.host.service import RUNS, Halt, Lifetime
 from agent.model import Action, Finding, Target, TargetKind, Value
 from agent.printable import printable
 
@@ -30,7 +30,7 @@ Attempts: TypeAlias = tuple[Attempt[HttpAnswer], ...]
 class Observation:
     """One or two attempts, the kubelet's process, and for how long connections have been refused (awake seconds).
 
-    `answered_before`: this URL has answered since the agent was started.
+    `answered_before`: this URL has answered since the agent was started. `halt`: what keeps the process from running.
     """
 
     url: str
@@ -39,6 +39,7 @@ class Observation:
     refused_seconds: float
     answered_before: bool = False
     boot_id: str = ""
+    halt: Halt = RUNS
 
 
 def judge(attempts: Attempts, slow_seconds: float) -> tuple[str | None, int]:

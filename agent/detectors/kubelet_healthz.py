@@ -44,7 +44,9 @@ from agent.detectors.healthz_findings import (
 from agent.detectors.refusals import Refusals, restarting
 from agent.host.exchange import Ending, Phase
 from agent.host.kubelet import healthz, is_loopback, url_problem
-from agent.host.service import ServiceProcess
+from agent.host.kubelet_dir import content
+from agent.host.service import RUNS, Halt, Lifetime, ServiceProcess
+from agent.host.units import is_removed
 from agent.model import (
     CannotSeeError,
     CheckResult,
@@ -85,9 +87,10 @@ class KubeletHealthzDetector:
     """Asks the kubelet's healthz.
 
     `explicit`: the URL was set by a person, so something is expected to answer there. `kubelet_process`
-    finds the kubelet's process, `process_age` gives its age in seconds or None once it is gone, `boot_id` this
-    boot's UUID.
-    `network_problem` tells why our network namespace is not the node's, or None.
+    finds the kubelet's process, `process_age` gives its age in seconds or None once it is gone, `process_cgroup` the
+    cgroup of the systemd service that runs it, `halted` what keeps it from running, `boot_id` this boot's UUID.
+    `network_problem` tells why our network namespace is not the node's, or None; `removed` whether a unit no longer
+    exists on the node.
     """
 
     name: ClassVar[str] = "kubelet_healthz"
@@ -131,7 +134,10 @@ class KubeletHealthzDetector:
         kubelet_process: Callable[[], ProcessId | None],
         process_age: Callable[[ProcessId], float | None],
         boot_id: Callable[[], str],
+        process_cgroup: Callable[[ProcessId], str] = lambda _: "",
+        halted: Callable[[ProcessId], Halt] = lambda _: RUNS,
         network_problem: Callable[[], str | None] = lambda: None,
+        removed: Callable[[str], bool] = is_removed,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._settings = settings
@@ -139,7 +145,9 @@ class KubeletHealthzDetector:
         self._explicit = explicit
         self._clock = clock
         self._kubelet_dir = kubelet_dir
-        self._service = ServiceProcess(kubelet_process, process_age, clock)
+        self._service = ServiceProcess(kubelet_process, process_age, clock, process_cgroup)
+        self._halted = halted
+        self._removed = removed
         self._boot_id = boot_id
         self._network_problem = network_problem
         self._environ = environ
@@ -160,8 +168,9 @@ class KubeletHealthzDetector:
             raise CannotSeeError(f"{self._url} cannot be asked from here: {problem}")
         self._answered = self._answered or any(attempt.answer is not None for attempt in attempts)
         life = self._service.look(urgent=failed)
+        halt = self._halted(life.process) if failed and life.process else RUNS
         refused_seconds = self._refusals.seconds(attempts[0].ending)
-        return Observation(self._url, attempts, life, refused_seconds, self._answered, self._boot_id())
+        return Observation(self._url, attempts, life, refused_seconds, self._answered, self._boot_id(), halt)
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide. Pure."""
@@ -178,13 +187,19 @@ class KubeletHealthzDetector:
         return CheckResult((found,), samples=_samples(seen.attempts, reason))
 
     def _expect_kubelet(self) -> None:
-        if self._explicit or "KUBERNETES_SERVICE_HOST" in self._environ or self._kubelet_dir.exists():
+        if self._explicit or "KUBERNETES_SERVICE_HOST" in self._environ or content(self._kubelet_dir):
             return
-        if self._service.look(urgent=False).process is None:
+        life = self._service.look(urgent=False)
+        if life.process is None and not self._was_here(life):
             raise NotApplicableError(
-                f"there is no kubelet on this machine (no process of that name, no {self._kubelet_dir}, no "
-                "KUBERNETES_SERVICE_HOST); set kubelet.healthz_url if one is expected"
+                f"there is no kubelet on this machine (no process of that name, nothing of a kubelet's in "
+                f"{self._kubelet_dir}, no KUBERNETES_SERVICE_HOST); set kubelet.healthz_url if one is expected"
             )
+
+    def _was_here(self, life: Lifetime) -> bool:
+        """Whether this agent has seen the kubelet, and its unit, if that is known, was not removed since."""
+        seen = self._answered or life.ended is not None
+        return seen and not (life.unit and self._removed(life.unit))
 
 
 def _samples(attempts: Attempts, reason: str | None) -> tuple[Sample, ...]:

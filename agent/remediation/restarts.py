@@ -9,8 +9,8 @@ import signal
 from dataclasses import dataclass
 
 from agent.acts import RefusalReason, RefusedError, refused
-from agent.host import cgroups
 from agent.host.procfs import INIT_PID, Process, Procfs
+from agent.host.units import service_cgroup, unit_of
 from agent.printable import printable
 from agent.remediation.hands import Grip, same_process
 from agent.remediation.remedy import ActError
@@ -137,16 +137,8 @@ class Restarter:
 
 
 def service_unit(lines: tuple[str, ...]) -> str:
-    """Return the service unit a process's cgroup is or lies in, from its /proc/N/cgroup lines; empty if in none.
-
-    systemd names cgroups after units, on v1 in its own hierarchy (systemd.slice(5)).
-    """
-    by_controller = cgroups.paths(lines)
-    for controller in ("name=systemd", ""):
-        for part in reversed(by_controller.get(controller, "").split("/")):
-            if part.endswith(".service"):
-                return part
-    return ""
+    """Return the service unit a process's cgroup is or lies in, from its /proc/N/cgroup lines; empty if in none."""
+    return unit_of(service_cgroup(lines))
 
 
 def _not_ourselves(pid: int, unit: str) -> RefusedError:

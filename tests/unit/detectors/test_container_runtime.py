@@ -175,6 +175,29 @@ def test_a_missing_socket_is_refused_if_containerd_is_expected(tmp_path: Path) -
     assert "ENOENT: no such file or directory" in finding.message
 
 
+def test_a_containerd_that_was_seen_and_is_gone_is_a_fault_until_its_unit_is_removed(tmp_path: Path) -> None:
+    """Also without a pod, whose bundle would show that it belongs to the node, and after its socket is gone."""
+    path, there, removed = tmp_path / "c.sock", [CONTAINERD], set[str]()
+    watch = detector(
+        str(path),
+        state_dir=tmp_path,
+        containerd_process=lambda: there[0] if there else None,
+        process_age=lambda process: 99.0 if process in there else None,
+        process_cgroup=lambda _: "/system.slice/containerd.service",
+        removed=lambda unit: unit in removed,
+        settings=ContainerRuntimeSettings(deadline_seconds=0.1, ended_grace_seconds=0),
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        watch.probe()
+    path.unlink()
+    there.clear()
+    assert only(watch.check(watch.probe())).reason == REFUSED
+    removed.add("containerd.service")
+    with pytest.raises(NotApplicableError):
+        watch.probe()
+
+
 def test_a_containerd_that_runs_where_its_folder_is_not_mounted_is_not_accused(tmp_path: Path) -> None:
     def running(folder: Path) -> ContainerRuntimeDetector:
         return detector(str(folder / "c.sock"), explicit=True, containerd_process=lambda: CONTAINERD)

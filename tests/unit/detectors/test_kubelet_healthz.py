@@ -315,10 +315,9 @@ def test_every_setting_has_its_meaning() -> None:
         ({"explicit": False}, False),
         ({"explicit": False, "kubelet_process": lambda: KUBELET}, True),
         ({"explicit": False, "environ": {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}}, True),
-        ({"explicit": False, "kubelet_dir": Path("/")}, True),
         ({"explicit": True}, True),
     ],
-    ids=["nothing", "process", "environment", "folder", "explicit"],
+    ids=["nothing", "process", "environment", "explicit"],
 )
 def test_absent_is_not_failed(more: dict[str, Any], present: bool) -> None:
     watch = detector(closed_url(), **more)
@@ -327,6 +326,51 @@ def test_absent_is_not_failed(more: dict[str, Any], present: bool) -> None:
     else:
         with pytest.raises(NotApplicableError, match="there is no kubelet on this machine"):
             watch.probe()
+
+
+def test_an_empty_folder_is_no_kubelet_and_its_content_is(tmp_path: Path) -> None:
+    watch = detector(closed_url(), explicit=False, kubelet_dir=tmp_path)
+    with pytest.raises(NotApplicableError, match="nothing of a kubelet's in"):
+        watch.probe()
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "pki/kubelet.crt").write_text("-----BEGIN CERTIFICATE-----")
+    assert only(watch.check(watch.probe())).reason == REFUSED
+
+
+def test_a_kubelet_that_was_seen_and_is_gone_is_a_fault_until_its_unit_is_removed() -> None:
+    there, removed = [KUBELET], set[str]()
+    watch = detector(
+        closed_url(),
+        explicit=False,
+        kubelet_process=lambda: there[0] if there else None,
+        process_age=lambda process: 99.0 if process in there else None,
+        process_cgroup=lambda _: "/system.slice/kubelet.service",
+        removed=lambda unit: unit in removed,
+        settings=KubeletHealthzSettings(ended_grace_seconds=0),
+    )
+    watch.probe()
+    there.clear()
+    assert only(watch.check(watch.probe())).reason == REFUSED
+    removed.add("kubelet.service")
+    with pytest.raises(NotApplicableError):
+        watch.probe()
+
+
+def test_a_kubelet_that_answered_before_its_process_was_seen_is_remembered() -> None:
+    url = closed_url()
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    there = [KUBELET]
+    watch = detector(
+        url,
+        explicit=False,
+        kubelet_process=lambda: there[0] if there else None,
+        settings=KubeletHealthzSettings(ended_grace_seconds=0),
+    )
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        threading.Thread(target=answer_once, args=(listener,), daemon=True).start()
+        assert not watch.check(watch.probe()).findings
+    there.clear()
+    assert only(watch.check(watch.probe())).reason == REFUSED
 
 
 def closed_url() -> str:
