@@ -112,7 +112,10 @@ _BUS = "/run/dbus/system_bus_socket"
 ACTS = (
     Act(
         Action.KILL_SHIM, _stopped,
-        {"/run/containerd": "CONDITION_NOT_TRUE", "/var/lib/nodediag": "/var/lib/nodediag"},
+        {
+            "/run/containerd": "CONDITION_NOT_TRUE", "DAC_READ_SEARCH": "CONDITION_NOT_TRUE",
+            "/var/lib/nodediag": "/var/lib/nodediag",
+        },
     ),
     Act(Action.THAW_CGROUP, _frozen, {"/sys/fs/cgroup": _CGROUP}),
     Act(Action.SIGNAL_PARENT, _forgetful, {"KILL": "CAP_KILL is missing"}),

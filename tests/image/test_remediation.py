@@ -30,8 +30,8 @@ CALLER = "tour.test"
 READER = "reader.nodediag.svc"
 """A caller the overlay itself names, who may read."""
 STATE = "/var/lib/nodediag"
-BLIND = "/run/containerd"
-"""Without which no pod's fault is found."""
+BLIND = {"/run/containerd", "DAC_READ_SEARCH"}
+"""Without which a hung shim is not found."""
 BUS = Path("/run/dbus/system_bus_socket")
 
 
@@ -107,7 +107,7 @@ def _perform(node: ImageNode, seen: Tour, act: Act, others: dict[str, Deployed])
     with act.make(node) as fits:
         target = seen.agent.found(fits, f"what {act.action} mends is found").target
         for name in (*act.lacking, *act.otherwise):
-            if name != BLIND:  # it is refused for what it lacks, not for what it has not seen yet
+            if name not in BLIND:  # it is refused for what it lacks, not for what it has not seen yet
                 others[name].found(fits, f"what {act.action} mends is found without {name}")
             dry_run = name in act.otherwise
             seen.lacking[name, act.action] = asked(others[name], act.action, target, dry_run=dry_run)

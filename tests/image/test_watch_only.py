@@ -23,7 +23,7 @@ from tests.lab.waiting import wait_until
 MANIFEST = read(ROOT / "deploy" / "daemonset.yaml")
 
 
-CAPABILITIES = {"NET_ADMIN": 12, "SYS_PTRACE": 19}
+CAPABILITIES = {"DAC_READ_SEARCH": 2, "NET_ADMIN": 12, "SYS_PTRACE": 19}
 """Their numbers, of linux/capability.h."""
 
 
@@ -36,6 +36,10 @@ class Said(NamedTuple):
 
 MISSING = {
     "NET_ADMIN": (Said("ConntrackDNSRace", "CAP_NET_ADMIN is missing"),),
+    "DAC_READ_SEARCH": (
+        Said("ContainerdShimHung", "its socket may not be used from here: Permission denied"),
+        Said("ContainerdShimLeaked", "shims could not be asked about their containers"),
+    ),
     "SYS_PTRACE": (Said("ContainerdShimLeaked", "the agent needs CAP_SYS_PTRACE"),),
     "/run/containerd": (
         Said("ContainerRuntimeUnresponsive", "mount /run/containerd here"),

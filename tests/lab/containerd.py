@@ -19,13 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from . import cgroups, marked
+from . import cgroups, shim_sockets
 from .pods import KUBERNETES, Container
 from .processes import Process, identify, send_signal, state_of
 from .rootfs import make_rootfs
 from .waiting import wait_until
-
-SHIM_SOCKETS = Path("/run/containerd/s")
 
 _LONGEST_SOCKET = 107
 _USELESS_PLUGINS = (
@@ -68,9 +66,7 @@ class Containerd:
     def __enter__(self) -> Self:
         try:
             make_rootfs(self.rootfs)
-            marked.make_directory(SHIM_SOCKETS, mode=0o711)
-            # Another lab that ends must not find the folder empty: a shim would make it anew, unmarked.
-            self._placeholder.touch()
+            self._share_shim_sockets()
             cgroups.make(self._cgroup, cgroups.tracking_hierarchy())
             self._write_config()
             self.start()
@@ -217,9 +213,8 @@ class Containerd:
 
     # -- inside ---------------------------------------------------------------
 
-    @property
-    def _placeholder(self) -> Path:
-        return SHIM_SOCKETS / f".{self.base.name}"
+    def _share_shim_sockets(self) -> None:
+        shim_sockets.hold(self.base.name)
 
     @property
     def _config(self) -> Path:
@@ -280,8 +275,7 @@ class Containerd:
             cgroups.remove(path)
         for socket in self._shim_sockets:
             socket.unlink(missing_ok=True)
-        self._placeholder.unlink(missing_ok=True)
-        marked.remove_if_empty(SHIM_SOCKETS)
+        shim_sockets.leave(self.base.name)
         shutil.rmtree(self.base, ignore_errors=True)
 
     def _unmount_all(self) -> None:
@@ -297,6 +291,9 @@ class NodeContainerd(Containerd):
     def __init__(self) -> None:
         super().__init__(cri=True)
         self.root = Path("/var/lib/containerd")
-        self.state_dir = SHIM_SOCKETS.parent
+        self.state_dir = shim_sockets.SHIM_SOCKETS.parent
         self.address = self.state_dir / "containerd.sock"
         self.runc_root = self.state_dir / "runc"
+
+    def _share_shim_sockets(self) -> None:
+        """Leave the folder's parent to containerd, whose state directory it is; all of it ends with the node."""

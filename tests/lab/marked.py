@@ -28,22 +28,37 @@ def make_directory(directory: Path, mode: int = 0o755) -> None:
                     os.setxattr(each, _MARK, b"1")
 
 
+def mark_when_made(directory: Path) -> None:
+    """Note on its parent that the directory is missing, so that it counts as the lab's whoever makes it from now on."""
+    if not directory.exists():
+        os.setxattr(directory.parent, _note(directory), b"1")
+
+
 def is_marked(directory: Path) -> bool:
-    """Tell whether a lab made this directory."""
-    try:
-        return os.getxattr(directory, _MARK) == b"1"
-    except OSError:
-        return False
+    """Tell whether a lab made this directory, or had it made."""
+    return _has(directory, _MARK) or _has(directory.parent, _note(directory))
 
 
 def remove_if_empty(directory: Path) -> None:
     """Remove the directory and then its parents, as long as they are marked and empty."""
     for each in [directory, *directory.parents]:
-        if not each.exists():
-            continue
-        if not is_marked(each):
-            return
-        try:
-            each.rmdir()
-        except OSError:
-            return
+        if each.exists():
+            if not is_marked(each):
+                return
+            try:
+                each.rmdir()
+            except OSError:
+                return
+        with suppress(OSError):
+            os.removexattr(each.parent, _note(each))
+
+
+def _note(directory: Path) -> str:
+    return f"{_MARK}.{directory.name}"
+
+
+def _has(directory: Path, attribute: str) -> bool:
+    try:
+        return os.getxattr(directory, attribute) == b"1"
+    except OSError:
+        return False

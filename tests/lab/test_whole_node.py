@@ -21,7 +21,7 @@ def run(node: WholeNode, script: str, capfd: pytest.CaptureFixture[str]) -> tupl
 
 def test_it_has_pid_1_cgroups_network_and_the_places_of_kubernetes_to_itself(capfd: pytest.CaptureFixture[str]) -> None:
     with WholeNode() as node:
-        _, out = run(node, "cat /proc/1/comm; cat /proc/self/cgroup; ls -A /run/containerd /var/lib/kubelet", capfd)
+        _, out = run(node, "cat /proc/1/comm; cat /proc/self/cgroup; ls -A /run/lock /var/lib/kubelet", capfd)
         comm, *rest = out.split("\n")
         assert comm == "init"
         assert {line.rpartition(":")[2] for line in rest if re.match(r"\d+:", line)} == {"/"}

@@ -164,7 +164,8 @@ class WholeNode:
         script = [
             "set -e",
             *(f"mount -t tmpfs -o mode=755 tmpfs {place}" for place in _FRESH),
-            "mkdir -p /run/lock /run/containerd /var/lib/kubelet /var/log/pods " + _ON_DISK,
+            "mkdir -p /run/lock /var/log/pods " + _ON_DISK,
+            "mkdir -m 750 /var/lib/kubelet",  # as the kubelet makes it, which is played here
             f"mount --bind {self.base}/disk {_ON_DISK}",
             f"mount --bind {self.base}/resolv.conf /etc/resolv.conf",
             *_cgroup_mounts(),

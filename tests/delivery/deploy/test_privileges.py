@@ -7,7 +7,7 @@ import yaml
 
 from tests.delivery.deploy.kustomize import Object, containers, of_kind, overlay, pod
 
-WATCHING = {"NET_ADMIN", "SYS_PTRACE"}
+WATCHING = {"NET_ADMIN", "DAC_READ_SEARCH", "SYS_PTRACE"}
 MENDING = WATCHING | {"KILL"}
 WRITABLE = {"/var/lib/nodediag", "/sys/fs/cgroup"}
 """Places of the node that the remediation overlay may write to."""
