@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.acts import ActionStatus
-from agent.exporters.advice import dns_server
+from agent.exporters.advice_steps import dns_server
 from agent.exporters.layout import labelled, wrapped
 from agent.exporters.wording import short_id, snake
 from agent.model import Action, ActiveFinding, NodeReport, PodRef, Target, TargetKind

@@ -21,7 +21,8 @@ from typing import ClassVar, TypeVar
 
 from agent.clock import Clock
 from agent.detectors import shim_findings
-from agent.detectors.shim_findings import HUNG, LEAKED, SeenShim
+from agent.detectors.shim_findings import HUNG, LEAKED, NOTHING_SHOWN, SeenProcess, SeenRuntime, SeenShim
+from agent.durations import measured_duration
 from agent.host.bundles import NO_ADDRESS_YET, Bundle
 from agent.host.cgroups import Cgroups
 from agent.host.inventory import Inventory, InventorySense, StrayContainer, StrayShim
@@ -77,8 +78,7 @@ class Aged:
 
     thing: StrayShim | StrayContainer
     seconds: float
-    wchan: str = ""
-    frozen_cgroup: str = ""
+    shows: SeenProcess = NOTHING_SHOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class ContainerdShimDetector:
         return Observation(
             shims=tuple(self._seen(inventory, answers)),
             strays=tuple(
-                Aged(thing, age, *self._process_state(thing.process if isinstance(thing, StrayShim) else None))
+                Aged(thing, age, self._process_state(thing.process if isinstance(thing, StrayShim) else None))
                 for thing, age in self._stray.seconds(strays, _stray_key)
             ),
             unaddressed=tuple(self._unaddressed.seconds(list(inventory.unaddressed), lambda b: b.path)),
@@ -229,15 +229,21 @@ class ContainerdShimDetector:
             answered_at = self._answered_at.get(shim.address)
             ago = None if answered_at is None else now - answered_at
             suspect = shim.address in ages or answer.states_waiting
-            wchan, frozen = self._process_state(shim.process if suspect else None)
+            shows = self._process_state(shim.process if suspect else None)
+            runtimes = tuple(map(self._runtime, shim.runtimes if answer.states_waiting else ()))
             hidden = self._cgroups.hidden(self._procfs.cgroups(shim.process.pid)) if suspect and shim.process else ""
-            yield SeenShim(shim, answer, ages.get(shim.address, 0.0), ago, wchan, frozen, hidden)
+            yield SeenShim(shim, answer, ages.get(shim.address, 0.0), ago, shows, hidden, runtimes)
 
-    def _process_state(self, process: Process | None) -> tuple[str, str]:
-        """Where a process sleeps, and the frozen cgroup that holds it."""
+    def _process_state(self, process: Process | None) -> SeenProcess:
+        """Where a process sleeps, the frozen cgroup that holds it, and what would thaw that."""
         if process is None:
-            return "", ""
-        return self._procfs.wchan(process.pid), self._cgroups.frozen(self._procfs.cgroups(process.pid))
+            return SeenProcess()
+        lines = self._procfs.cgroups(process.pid)
+        frozen = self._cgroups.frozen(lines)
+        return SeenProcess(self._procfs.wchan(process.pid), frozen, self._cgroups.thaw_file(lines) if frozen else "")
+
+    def _runtime(self, process: Process) -> SeenRuntime:
+        return SeenRuntime(process, self._procfs.wchan(process.pid), self._procfs.age_seconds(process.id))
 
     def _hung_after(self, item: SeenShim) -> float:
         return self._settings.creating_seconds if item.shim.creating else self._settings.hung_seconds
@@ -278,7 +284,7 @@ class ContainerdShimDetector:
             if aged.seconds < self._settings.leak_seconds:
                 continue
             if isinstance(aged.thing, StrayShim):
-                yield shim_findings.stray_shim(aged.thing, aged.seconds, seen.boot_id, aged.wchan, aged.frozen_cgroup)
+                yield shim_findings.stray_shim(aged.thing, aged.seconds, seen.boot_id, aged.shows)
             else:
                 yield shim_findings.stray_container(aged.thing, aged.seconds, seen.boot_id)
         for bundle, age in seen.unaddressed:
@@ -345,7 +351,8 @@ def _well(seen: Observation) -> str:
     times = [s.answer.connect_seconds for s in seen.shims if s.answer.connect_seconds is not None]
     if not times:
         return "there are no shims to ask" if not seen.shims else "no shim is late enough to be called hung"
-    return f"{len(times)} shims answered, median {median(times) * 1000:.1f} ms, slowest {max(times) * 1000:.1f} ms"
+    middle, slowest = measured_duration(median(times)), measured_duration(max(times))
+    return f"{len(times)} shims answered, median {middle}, slowest {slowest}"
 
 
 def _unknown(seen: Observation, findings: tuple[Finding, ...], grace: float) -> dict[str, str]:

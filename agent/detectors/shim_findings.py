@@ -2,13 +2,39 @@
 
 from dataclasses import dataclass
 
+from agent.durations import duration, rounded
 from agent.host.bundles import Bundle
 from agent.host.inventory import Shim, StrayContainer, StrayShim
+from agent.host.procfs import Process
 from agent.host.shims import Outcome, ShimAnswer
-from agent.model import Action, Finding, Target, TargetKind, Value
+from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
+from agent.printable import printable
 
 HUNG = "ContainerdShimHung"
 LEAKED = "ContainerdShimLeaked"
+CLOCKS_APART = 1.0
+"""Between the clock by which a process was started and the one by which an answer is awaited."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenProcess:
+    """What a process shows; `thaw_file` is the file that would thaw the frozen cgroup which holds it."""
+
+    wchan: str = ""
+    frozen_cgroup: str = ""
+    thaw_file: str = ""
+
+
+NOTHING_SHOWN = SeenProcess()
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRuntime:
+    """An OCI runtime that a shim runs, where it sleeps, and for how long it has run, if that is known."""
+
+    process: Process
+    wchan: str = ""
+    age_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +45,9 @@ class SeenShim:
     answer: ShimAnswer
     faulty_seconds: float = 0.0
     answered_seconds_ago: float | None = None
-    wchan: str = ""
-    frozen_cgroup: str = ""
+    shows: SeenProcess = NOTHING_SHOWN
     cgroups_hidden: str = ""
+    runtimes: tuple[SeenRuntime, ...] = ()
 
 
 def _whose(bundle: Bundle) -> str:
@@ -32,8 +58,9 @@ def _whose(bundle: Bundle) -> str:
     return f"container {bundle.id[:12]}{reason}"
 
 
-def _target(item: SeenShim, boot_id: str) -> Target:
-    process, lead = item.shim.process, item.shim.lead
+def _target(item: SeenShim, boot_id: str, bundle: Bundle | None = None) -> Target:
+    """The shim, with the id of the container that the finding is about: by default the pod's sandbox."""
+    process, lead = item.shim.process, bundle or item.shim.lead
     return Target(
         TargetKind.SHIM,
         pid=process.pid if process else None,
@@ -51,9 +78,16 @@ def _values(item: SeenShim) -> dict[str, Value]:
         "containerIds": tuple(b.id for b in item.shim.bundles),
         "containers": len(item.shim.bundles),
         "processState": process.state if process else None,
-        "wchan": item.wchan or None,
-        "frozenCgroup": item.frozen_cgroup or None,
-        "lastAnsweredSecondsAgo": None if item.answered_seconds_ago is None else round(item.answered_seconds_ago, 1),
+        **_shown(item.shows),
+        "lastAnsweredSecondsAgo": None if item.answered_seconds_ago is None else rounded(item.answered_seconds_ago),
+    }
+
+
+def _shown(shows: SeenProcess) -> dict[str, Value]:
+    return {
+        "wchan": shows.wchan or None,
+        "frozenCgroup": shows.frozen_cgroup or None,
+        "thawFile": shows.thaw_file or None,
     }
 
 
@@ -72,16 +106,19 @@ def _why_silent(item: SeenShim) -> tuple[str, Action]:
 
 def _state_shown(item: SeenShim) -> tuple[str, Action]:
     process = item.shim.process
-    if item.frozen_cgroup:
-        return f"its cgroup {item.frozen_cgroup} is frozen", Action.THAW_CGROUP
+    if item.shows.frozen_cgroup:
+        return f"its cgroup {item.shows.frozen_cgroup} is frozen", Action.THAW_CGROUP
     if process is None:
         return "its process is not to be found, so there is nothing to kill", Action.NONE
     if process.state in {"T", "t"}:
         return f"its process is stopped (state {process.state}): a signal or a debugger did it", Action.KILL_SHIM
     if process.state == "D":
-        where = item.wchan or "the kernel"
-        return f"its process is in uninterruptible sleep in {where}: a kill waits for its end", Action.KILL_SHIM
-    return f"its process is alive (state {process.state}, in {item.wchan or 'user space'})", Action.KILL_SHIM
+        where = item.shows.wchan or "the kernel"
+        return (
+            f"its process is in uninterruptible sleep in {where}: a kill takes effect only after that",
+            Action.KILL_SHIM,
+        )
+    return f"its process is alive (state {process.state}, in {item.shows.wchan or 'user space'})", Action.KILL_SHIM
 
 
 def hung(item: SeenShim, boot_id: str) -> Finding:
@@ -89,7 +126,7 @@ def hung(item: SeenShim, boot_id: str) -> Finding:
     why, action = _why_silent(item)
     lead = item.shim.lead
     if item.answer.outcome is Outcome.WAITING:
-        what = f"has not answered for {item.answer.waiting_seconds:.0f} s"
+        what = f"has not answered for {duration(item.answer.waiting_seconds)}"
         seconds = item.answer.waiting_seconds
     else:
         what = f"cannot be reached: {item.answer.message}"
@@ -101,7 +138,7 @@ def hung(item: SeenShim, boot_id: str) -> Finding:
         action,
         _target(item, boot_id),
         lead.identity.pod,
-        {"unansweredSeconds": round(seconds, 1), **_values(item)},
+        {"unansweredSeconds": rounded(seconds), **_values(item)},
         sightings=2,
         timed=True,
     )
@@ -112,18 +149,68 @@ def stuck(item: SeenShim, boot_id: str, limit: float) -> Finding:
     waiting = {cid: age for cid, age in item.answer.states_waiting.items() if age >= limit}
     stuck_id, age = max(waiting.items(), key=lambda pair: pair[1])
     bundle = next((b for b in item.shim.bundles if b.id == stuck_id), item.shim.lead)
+    holders = _holders(item, age)
     return Finding(
         HUNG,
         "ShimOperationStuck",
-        f"{_name(item)} answers, but an operation on {_whose(bundle)}, container {stuck_id[:12]}, "
-        f"has been stuck for {age:.0f} s: its State is not answered",
+        f"{_name(item)} answers, but an operation on {_whose_container(bundle)} has been stuck for "
+        f"{duration(age)}: its State is not answered; {_held_by(holders)}",
         Action.KILL_SHIM,
-        _target(item, boot_id),
+        _target(item, boot_id, bundle),
         bundle.identity.pod,
-        {"unansweredSeconds": round(age, 1), "stuckContainerIds": tuple(waiting), **_values(item)},
+        {
+            "unansweredSeconds": rounded(age),
+            "stuckContainerIds": tuple(waiting),
+            **_values(item),
+            **_runtime_values(holders),
+        },
         sightings=2,
         timed=True,
     )
+
+
+def _whose_container(bundle: Bundle) -> str:
+    """The pod, and the container by its name, if that is known, and the id that belongs to it."""
+    pod = bundle.identity.pod
+    return _whose(bundle) if pod is None else f"{_whose(bundle)}, {_named(pod, bundle.id)}"
+
+
+def _named(pod: PodRef | None, container_id: str) -> str:
+    name = pod.container if pod is not None else ""
+    return f"container {name} ({container_id[:12]})" if name else f"container {container_id[:12]}"
+
+
+def _holders(item: SeenShim, stuck_seconds: float) -> tuple[SeenRuntime, ...]:
+    """The runtimes that may hold the lock: those that ran already when State was left unanswered."""
+    return tuple(r for r in item.runtimes if r.age_seconds is None or r.age_seconds >= stuck_seconds - CLOCKS_APART)
+
+
+def _held_by(holders: tuple[SeenRuntime, ...]) -> str:
+    if not holders:
+        return "no runc is among the shim's children"
+    first = holders[0]
+    ran = f"for {duration(first.age_seconds)} " if first.age_seconds is not None else ""
+    more = f"; {len(holders) - 1} more runc among its children" if len(holders) > 1 else ""
+    name = f"{printable(first.process.comm)} {first.process.pid}"
+    shows = f"state {first.process.state}, in {_place(first)}"
+    return f"its child {name}, running {ran}({shows}), probably holds the lock{more}"
+
+
+def _place(runtime: SeenRuntime) -> str:
+    return runtime.wchan or ("the kernel" if runtime.process.state == "D" else "user space")
+
+
+def _runtime_values(holders: tuple[SeenRuntime, ...]) -> dict[str, Value]:
+    if not holders:
+        return {}
+    first = holders[0]
+    return {
+        "runcPid": first.process.pid,
+        "runcState": first.process.state,
+        "runcWchan": first.wchan or None,
+        "runcAgeSeconds": None if first.age_seconds is None else rounded(first.age_seconds),
+        "runcProcesses": len(holders),
+    }
 
 
 def dead(item: SeenShim, boot_id: str) -> Finding:
@@ -137,7 +224,7 @@ def dead(item: SeenShim, boot_id: str) -> Finding:
         Action.RESTART_CONTAINERD,
         _target(item, boot_id),
         lead.identity.pod,
-        {"deadSeconds": round(item.faulty_seconds, 1), "bundle": lead.path, **_values(item)},
+        {"deadSeconds": rounded(item.faulty_seconds), "bundle": lead.path, **_values(item)},
         sightings=2,
     )
 
@@ -147,12 +234,12 @@ def never_served(bundle: Bundle, seconds: float, boot_id: str) -> Finding:
     return Finding(
         LEAKED,
         "ShimDead",
-        f"{_whose(bundle)} has had a bundle for {seconds:.0f} s, but no shim has ever told where it listens: its "
+        f"{_whose(bundle)} has had a bundle for {duration(seconds)}, but no shim has ever told where it listens: its "
         "creation hangs or was broken off; containerd cleans such bundles up when it starts",
         Action.NONE,
         Target(TargetKind.CONTAINER, boot_id=boot_id, container_id=bundle.id, containerd_namespace=bundle.namespace),
         bundle.identity.pod,
-        {"deadSeconds": round(seconds, 1), "bundle": bundle.path},
+        {"deadSeconds": rounded(seconds), "bundle": bundle.path},
         sightings=2,
     )
 
@@ -168,14 +255,14 @@ def without_containers(item: SeenShim, boot_id: str) -> Finding:
         Action.KILL_SHIM,
         _target(item, boot_id),
         lead.identity.pod,
-        {"emptySeconds": round(item.faulty_seconds, 1), **_values(item)},
+        {"emptySeconds": rounded(item.faulty_seconds), **_values(item)},
         sightings=2,
     )
 
 
-def stray_shim(stray: StrayShim, seconds: float, boot_id: str, wchan: str, frozen_cgroup: str) -> Finding:
+def stray_shim(stray: StrayShim, seconds: float, boot_id: str, shows: SeenProcess) -> Finding:
     """A shim process whose bundle is gone."""
-    process = stray.process
+    process, frozen_cgroup = stray.process, shows.frozen_cgroup
     whose = f"pod {stray.pod.namespace}/{stray.pod.name}" if stray.pod else f"container {stray.container_id[:12]}"
     return Finding(
         LEAKED,
@@ -193,11 +280,10 @@ def stray_shim(stray: StrayShim, seconds: float, boot_id: str, wchan: str, froze
         ),
         stray.pod,
         {
-            "orphanedSeconds": round(seconds, 1),
+            "orphanedSeconds": rounded(seconds),
             "containerIds": (stray.container_id,),
             "processState": process.state,
-            "wchan": wchan or None,
-            "frozenCgroup": frozen_cgroup or None,
+            **_shown(shows),
         },
         sightings=2,
     )
@@ -206,12 +292,13 @@ def stray_shim(stray: StrayShim, seconds: float, boot_id: str, wchan: str, froze
 def stray_container(stray: StrayContainer, seconds: float, boot_id: str) -> Finding:
     """Container processes without shim and bundle."""
     first, owner = stray.processes[0], stray.owner
+    name = _named(stray.pod, owner.container_id)
     whose = f"pod {stray.pod.namespace}/{stray.pod.name}" if stray.pod else f"pod uid {owner.pod_uid or 'unknown'}"
     return Finding(
         LEAKED,
         "ProcessesWithoutShim",
-        f"container {owner.container_id[:12]} of {whose} runs on without shim and bundle, from process {first.pid} "
-        f"({first.comm}): Kubernetes counts it as gone and may have started a second copy",
+        f"{name} of {whose} runs on without shim and bundle: {_processes(stray)}. "
+        "Kubernetes counts it as gone and may have started a second copy of it: two writers on one volume",
         Action.NONE,
         Target(
             TargetKind.CONTAINER,
@@ -222,6 +309,12 @@ def stray_container(stray: StrayContainer, seconds: float, boot_id: str) -> Find
             cgroup=owner.path,
         ),
         stray.pod,
-        {"strandedSeconds": round(seconds, 1), "processes": len(stray.processes), "podUid": owner.pod_uid or None},
+        {"strandedSeconds": rounded(seconds), "processes": len(stray.processes), "podUid": owner.pod_uid or None},
         sightings=2,
     )
+
+
+def _processes(stray: StrayContainer) -> str:
+    first, number = stray.processes[0], len(stray.processes)
+    one = f"process {first.pid} ({printable(first.comm)})"
+    return one if number == 1 else f"{number} processes, the first is {one}"

@@ -7,8 +7,10 @@ node. Every text in a digest has been through `printable`, so no layout has to t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.exporters.advice import Advice, advise
-from agent.exporters.wording import ago, duration, measured, moment, short_id
+from agent.durations import duration
+from agent.exporters.advice import advise
+from agent.exporters.advice_steps import Advice
+from agent.exporters.wording import ago, measured, moment, short_id
 from agent.model import (
     ActiveFinding,
     Condition,

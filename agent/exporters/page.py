@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from html import escape
 
+from agent.exporters.advice_steps import Advice
 from agent.exporters.digest import Accusation, Digest, Wrong, digest
 from agent.model import NodeReport
 
@@ -38,6 +39,7 @@ dt{color:var(--quiet)}dd{margin:0;min-width:0}
 .ev li{background:var(--code);border-radius:4px;padding:0 .4rem}.ev span{color:var(--quiet)}
 pre{background:var(--code);border-radius:6px;padding:.5rem .75rem;margin:.5rem 0 0;overflow-x:auto;
 font:14px/1.6 ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:normal}
+.steps p{margin:.6rem 0 0}.steps p:first-child{margin:0}
 .list{padding:.25rem 1rem}.list>div{padding:.5rem 0;border-top:1px solid var(--line)}
 .list>div:first-child{border-top:0}.list b{display:block;font-weight:600}
 .list b::before{display:inline-block;width:1.4em}
@@ -107,10 +109,19 @@ def _accusation(accusation: Accusation) -> Iterator[str]:
         yield '<dt>evidence</dt><dd><ul class="ev">'
         yield from (f"<li><span>{escape(name)}</span> {escape(text)}</li>" for name, text in accusation.evidence)
         yield "</ul></dd>"
-    yield f"<dt>what to do</dt><dd>{escape(accusation.advice.words)}</dd></dl>"
-    if accusation.advice.commands:
-        yield f"<pre>{escape(chr(10).join(accusation.advice.commands))}</pre>"
-    yield "</article>"
+    yield "<dt>what to do</dt><dd>"
+    yield from _steps(accusation.advice)
+    yield "</dd></dl></article>"
+
+
+def _steps(advice: Advice) -> Iterator[str]:
+    """Each step with its commands in a block of its own, so that none is copied together with another's."""
+    yield '<div class="steps">'
+    for number, step in advice.numbered:
+        yield f"<p>{number}{escape(step.text)}</p>"
+        if step.commands:
+            yield f"<pre>{escape(chr(10).join(step.commands))}</pre>"
+    yield "</div>"
 
 
 def _list(title: str, kind: str, entries: Iterable[tuple[str, str]]) -> Iterator[str]:

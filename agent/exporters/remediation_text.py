@@ -6,8 +6,9 @@ Every function returns plain lines in a fixed order; every text from outside has
 from collections.abc import Iterator, Mapping
 
 from agent.acts import ActionStatus, Evidence, Outcome, Refusal, Remediation, RemediationStatus, Request
+from agent.durations import duration
 from agent.exporters.layout import labelled, wrapped
-from agent.exporters.wording import duration, moment, short_id
+from agent.exporters.wording import moment, short_id
 from agent.model import ActiveFinding, Target, TargetKind
 from agent.printable import printable
 

@@ -5,6 +5,8 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+from agent.exporters.advice import advise
+from agent.exporters.advice_steps import Step
 from agent.model import ActiveFinding, Condition, DetectorStatus, NodeReport, PodRef, Target, Value
 from agent.printable import encodable
 
@@ -46,7 +48,12 @@ def _finding(active: ActiveFinding) -> dict[str, Any]:
         "target": target_json(finding.target),
         "pod": _pod(finding.pod),
         "values": {_camel(key): _value(value) for key, value in finding.values.items()},
+        "advice": [_step(step) for step in advise(finding).steps],
     }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {"when": step.when, "do": step.do, "commands": list(step.commands)}
 
 
 def target_json(target: Target) -> dict[str, Any]:

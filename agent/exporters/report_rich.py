@@ -13,9 +13,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from agent.exporters.advice_steps import Step
 from agent.exporters.digest import Accusation, Digest, Wrong, digest
 from agent.exporters.layout import WIDTH
-from agent.exporters.report_text import LABEL_WIDTH
+from agent.exporters.report_text import COMMAND_INDENT, LABEL_WIDTH
 from agent.model import NodeReport
 
 RED, GREEN, YELLOW, QUIET, COMMAND = "bold bright_red", "green", "yellow", "dim", "bold cyan"
@@ -71,11 +72,21 @@ def _show_accusation(console: Console, accusation: Accusation) -> None:
         grid.add_row(label, Text(text))
     if accusation.evidence:
         grid.add_row("evidence", Text("\n".join(f"{name}: {text}" for name, text in accusation.evidence)))
-    grid.add_row(Text("what to do", "bold"), Text(accusation.advice.words))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False))
-    for command in accusation.advice.commands:
-        indent = " " * (LABEL_WIDTH + 2)
-        console.print(Text(indent).append(command, COMMAND), soft_wrap=True)
+    for at, (number, step) in enumerate(accusation.advice.numbered):
+        _show_step(console, "" if at else "what to do", number, step)
+
+
+def _show_step(console: Console, label: str, number: str, step: Step) -> None:
+    """Commands of one step stand together; between them and the next step's stands what that one is for."""
+    grid = Table.grid()
+    grid.add_column(style="bold", width=LABEL_WIDTH, no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(label, number, Text(step.text))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+    for command in step.commands:
+        console.print(Text(COMMAND_INDENT).append(command, COMMAND), soft_wrap=True)
 
 
 def _show_names(console: Console, title: str, mark: str, style: str, entries: tuple[tuple[str, str], ...]) -> None:

@@ -13,6 +13,8 @@ from agent.model import NodeReport
 
 LABEL_WIDTH = 12
 NAME_WIDTH = 30
+COMMAND_INDENT = " " * 25
+"""A command stands below the text of its step, further to the right; it is never broken."""
 
 
 def write(report: NodeReport, stream: TextIO, *, colour: bool) -> None:
@@ -86,6 +88,7 @@ def _accusation(accusation: Accusation) -> Iterator[str]:
         yield from labelled(label, text, "      ", LABEL_WIDTH)
     for number, (name, text) in enumerate(accusation.evidence):
         yield from labelled("" if number else "evidence", f"{name}: {text}", "      ", LABEL_WIDTH)
-    yield from labelled("what to do", accusation.advice.words, "      ", LABEL_WIDTH)
-    for number, command in enumerate(accusation.advice.commands):
-        yield f"      {'' if number else 'type':{LABEL_WIDTH}}{command}"
+    for at, (mark, step) in enumerate(accusation.advice.numbered):
+        label = "" if at else "what to do"
+        yield from wrapped(step.text, f"      {label:{LABEL_WIDTH}}{mark}")
+        yield from (f"{COMMAND_INDENT}{command}" for command in step.commands)

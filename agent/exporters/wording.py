@@ -4,21 +4,12 @@ import math
 import re
 from datetime import UTC, datetime
 
+from agent.durations import DAY, HOUR, MINUTE, measured_duration
 from agent.model import Value
 from agent.printable import printable
 
-MINUTE = 60.0
-HOUR = 60 * MINUTE
-DAY = 24 * HOUR
-
 MAX_TEXT = 256
 """Characters of one measured text."""
-_SPANS = (
-    (2 * HOUR, (MINUTE, "min"), (1.0, "s")),
-    (2 * DAY, (HOUR, "h"), (MINUTE, "min")),
-    (100 * DAY, (DAY, "d"), (HOUR, "h")),
-)
-"""Up to which span which two units are used."""
 _UNITS = ("_seconds_ago", "_seconds", "_bytes", "_ratio", "_percent", "_per_second", "_per_minute", "_per_hour")
 _RATES = {"_per_second": "/s", "_per_minute": "/min", "_per_hour": "/h"}
 _IDENTITIES = ("pid", "ppid", "start_time", "port", "inode", "code")
@@ -42,23 +33,6 @@ def ago(then: float, now: float) -> str:
         if gone < limit:
             return f"{gone / unit:.0f} {word} ago"
     return f"{gone / DAY:.0f} d ago"
-
-
-def duration(seconds: float) -> str:
-    """A span in the one or two units a person would use: `3.2 ms`, `2.5 s`, `3 min 20 s`, `2 d 4 h`."""
-    if not math.isfinite(seconds):
-        return "without end" if seconds > 0 else "not known"
-    if seconds < 0:
-        return f"-{duration(-seconds)}"
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.3g} ms" if seconds else "0 s"
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    for limit, (unit, word), (part, part_word) in _SPANS:
-        if seconds < limit:
-            whole, rest = divmod(round(seconds / part), round(unit / part))
-            return f"{whole:,} {word} {rest} {part_word}" if rest else f"{whole:,} {word}"
-    return f"{seconds / DAY:,.0f} d"
 
 
 def measured(key: str, value: Value) -> tuple[str, str]:
@@ -98,7 +72,7 @@ def _plain(value: Value) -> str:
 
 def _number(key: str, suffix: str, value: float) -> str:
     if suffix in {"_seconds", "_seconds_ago"}:
-        return duration(value) + (" ago" if suffix == "_seconds_ago" else "")
+        return measured_duration(value) + (" ago" if suffix == "_seconds_ago" else "")
     if not math.isfinite(value):
         return "without end" if value > 0 else "not known"
     if suffix == "_bytes":

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+NODE_CGROUPS = "/sys/fs/cgroup"
+"""Where the hierarchies are mounted on the node itself, wherever they are read from here."""
 MAX_CGROUPS = 4096
 """Cgroups below one that are looked into; a container that runs an init system has some dozens."""
 MAX_PROCS_BYTES = 1 << 20
@@ -127,6 +129,14 @@ class Cgroups:
                 if self._read(f"{mount}{directory}/{told}") == "1":
                     return Freeze(directory, f"{mount}{directory}", switch, thawed)
         return None
+
+    def thaw_file(self, lines: tuple[str, ...]) -> str:
+        """Return the file of the node that thaws the cgroup which `freeze` names; empty if there is none.
+
+        It lies in the hierarchy that froze it, which on a node with v1 and v2 side by side may be either.
+        """
+        told = self.freeze(lines)
+        return f"{NODE_CGROUPS}/{told.directory.lstrip('/')}/{told.switch}" if told is not None else ""
 
     def hidden(self, lines: tuple[str, ...]) -> str:
         """Return why the cgroups of a process cannot be looked into here; empty if they can, or if it is in none.

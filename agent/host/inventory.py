@@ -20,16 +20,22 @@ from agent.model import PodRef, ProcessId
 
 SHIM_COMM = "containerd-shim"
 """The first 15 bytes of containerd-shim-runc-v2 and of every other v2 shim."""
+RUNTIME_COMMS = frozenset({"runc", "crun"})
+"""The OCI runtimes a shim runs for each operation on a container."""
 DELETED = " (deleted)"
 
 
 @dataclass(frozen=True, slots=True)
 class Shim:
-    """One shim by its socket, the bundles it serves, and its process if that is known and alive."""
+    """One shim by its socket, the bundles it serves, and its process if that is known and alive.
+
+    `runtimes` are the OCI runtimes (runc) that it runs now, the oldest first: each works at one operation.
+    """
 
     address: str
     bundles: tuple[Bundle, ...]
     process: Process | None
+    runtimes: tuple[Process, ...] = ()
 
     @property
     def lead(self) -> Bundle:
@@ -62,7 +68,10 @@ class StrayShim:
 
 @dataclass(frozen=True, slots=True)
 class StrayContainer:
-    """Processes in a container's cgroup that were left to pid 1, while no bundle of that container exists."""
+    """The processes in a container's cgroup, some left to pid 1, while no bundle of that container exists.
+
+    Those left to pid 1 come first; then their descendants, which are in the same cgroup or in one below it.
+    """
 
     owner: CgroupOwner
     processes: tuple[Process, ...]
@@ -148,6 +157,7 @@ class InventorySense:
                 by_address.setdefault(bundle.address, []).append(bundle)
         self._answered = {a: i for a, i in self._answered.items() if a in by_address and _alive(i, processes)}
         by_directory: dict[str, Process] | None = None
+        runtimes = [process for process in processes.values() if process.comm in RUNTIME_COMMS]
         for address, members in by_address.items():
             known = self._answered.get(address)
             process = processes[known.pid] if known is not None else None
@@ -156,7 +166,7 @@ class InventorySense:
                 if by_directory is None:
                     by_directory = {self.procfs.cwd(p.pid) or "": p for p in shim_processes}
                 process = next((by_directory[b.path] for b in members if b.path in by_directory), None)
-            yield Shim(address, tuple(members), process)
+            yield Shim(address, tuple(members), process, runtimes_of(process, runtimes))
 
     def _parent_of_init(self, members: list[Bundle], processes: Mapping[int, Process]) -> Process | None:
         """The shim process above a container's init. Pids are reused: an init of another container is not believed."""
@@ -215,23 +225,37 @@ class InventorySense:
         self, bundles: tuple[Bundle, ...], processes: Mapping[int, Process]
     ) -> Iterable[StrayContainer]:
         ids = {bundle.id for bundle in bundles}
-        found: dict[str, tuple[CgroupOwner, list[Process]]] = {}
+        found: dict[str, CgroupOwner] = {}
         for process in processes.values():
             if process.ppid != INIT_PID or process.comm == SHIM_COMM:
                 continue
             owner = self._owner(process)
             if owner is not None and owner.container_id not in ids:
-                found.setdefault(owner.container_id, (owner, []))[1].append(process)
-        for container_id, (owner, members) in found.items():
+                found.setdefault(owner.container_id, owner)
+        for container_id, owner in found.items():
             if self.bundles.has(container_id):  # made since the list was read, or another namespace's
                 continue
             pod = self.pods.pod_of(container_id)
-            yield StrayContainer(owner, tuple(sorted(members, key=lambda p: p.start_time)), pod)
+            yield StrayContainer(owner, self._members(container_id, processes), pod)
+
+    def _members(self, container_id: str, processes: Mapping[int, Process]) -> tuple[Process, ...]:
+        """All processes of a container, by their cgroups: those left to init and what they have started since."""
+        owned = ((process, self._owner(process)) for process in processes.values())
+        members = (process for process, owner in owned if owner is not None and owner.container_id == container_id)
+        return tuple(sorted(members, key=lambda p: (p.ppid != INIT_PID, p.start_time)))
 
     def _owner(self, process: Process) -> CgroupOwner | None:
         if process.id not in self._owners:
             self._owners[process.id] = cgroups.owner(self.procfs.cgroups(process.pid), self.namespaces)
         return self._owners[process.id]
+
+
+def runtimes_of(shim: Process | None, processes: Iterable[Process]) -> tuple[Process, ...]:
+    """Return the OCI runtimes among a shim's children, the oldest first. By comm and parent alone: both never block."""
+    if shim is None:
+        return ()
+    children = (process for process in processes if process.ppid == shim.pid and process.comm in RUNTIME_COMMS)
+    return tuple(sorted(children, key=lambda process: process.start_time))
 
 
 def _id_of(directory: str) -> str:

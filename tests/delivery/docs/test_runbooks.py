@@ -90,10 +90,12 @@ def test_nothing_to_type_can_hang_without_a_limit(page: str) -> None:
 @pytest.mark.parametrize("kind", TargetKind)
 def test_what_the_report_says_to_type_keeps_the_runbooks_rules(action: Action, kind: TargetKind) -> None:
     target = Target(kind, 7, 1, "boot", "a" * 64, "k8s.io", "/kubepods/x", "10.96.0.10:53")
-    for values in ({}, {"processState": "T"}, {"orphanedSeconds": 9.0}, {"frozenCgroup": "/kubepods/x"}):
-        for line in advise(Finding("C", "R", "message", action, target, values=values)).commands:
-            assert not READS_COMMAND_LINES.search(line), line
-            assert not ASKS_WHO_MAY_HANG.search(line), line
+    thaw_file = "/sys/fs/cgroup/freezer/kubepods/x/freezer.state"
+    for values in ({}, {"processState": "T"}, {"orphanedSeconds": 9.0}, {"thawFile": thaw_file}):
+        for step in advise(Finding("C", "R", "message", action, target, values=values)).steps:
+            for line in step.commands:
+                assert not READS_COMMAND_LINES.search(line), line
+                assert not ASKS_WHO_MAY_HANG.search(line), line
 
 
 @pytest.mark.parametrize("kind", REASONS)

@@ -16,7 +16,7 @@ from agent.detectors.containerd_shim import (
     Observation,
     Since,
 )
-from agent.detectors.shim_findings import HUNG, LEAKED, SeenShim
+from agent.detectors.shim_findings import HUNG, LEAKED, SeenProcess, SeenRuntime, SeenShim
 from agent.host.bundles import NO_ADDRESS_YET, TASKS, Bundle, Bundles
 from agent.host.cgroups import CgroupOwner, Cgroups
 from agent.host.inventory import SHIM_COMM, InventorySense, Shim, StrayContainer, StrayShim
@@ -96,7 +96,7 @@ def test_shims_that_answer_are_well(detector: ContainerdShimDetector) -> None:
     assert result.findings == ()
     assert result.unknown == {}
     assert result.recheck_seconds is None
-    assert result.healthy[HUNG] == "2 shims answered, median 2.0 ms, slowest 3.0 ms"
+    assert result.healthy[HUNG] == "2 shims answered, median 2 ms, slowest 3 ms"
     assert states_of(result) == {"serving": 2, "stuck": 0, "hung": 0, "dead": 0, "orphaned": 0}
 
 
@@ -117,7 +117,7 @@ class TestHung:
         assert (finding.condition, finding.reason) == (HUNG, "ShimUnresponsive")
         assert finding.recommended_action is Action.KILL_SHIM
         assert (finding.sightings, finding.timed) == (2, True)
-        assert finding.message.startswith("shim 4001 of pod shop/web-0 has not answered for 5 s")
+        assert finding.message.startswith("shim 4001 of pod shop/web-0 has not answered for 5.0 s")
 
     def test_not_before(self, detector: ContainerdShimDetector) -> None:
         result = detector.check(seen(item(answer=waiting(HUNG_AFTER - JUST))))
@@ -126,7 +126,7 @@ class TestHung:
         assert states_of(result)["serving"] == 1
 
     def test_a_finding_carries_who_and_since_when(self, detector: ContainerdShimDetector) -> None:
-        one = replace(item(answer=waiting(12.34)), answered_seconds_ago=20.06, wchan="futex_do_wait")
+        one = replace(item(answer=waiting(12.34)), answered_seconds_ago=20.06, shows=SeenProcess(wchan="futex_do_wait"))
         finding = only(detector.check(seen(one)))
         target = finding.target
         assert (target.kind, target.pid, target.start_time) == (TargetKind.SHIM, 4001, 77)
@@ -140,6 +140,7 @@ class TestHung:
             "processState": "S",
             "wchan": "futex_do_wait",
             "frozenCgroup": None,
+            "thawFile": None,
             "lastAnsweredSecondsAgo": 20.1,
         }
 
@@ -160,17 +161,19 @@ class TestHung:
         assert finding.recommended_action is Action.KILL_SHIM
 
     def test_a_process_in_the_kernel_cannot_be_killed_at_once(self, detector: ContainerdShimDetector) -> None:
-        asleep = replace(item(shim(state="D"), waiting(9)), wchan="nfs_wait")
+        asleep = replace(item(shim(state="D"), waiting(9)), shows=SeenProcess(wchan="nfs_wait"))
         finding = only(detector.check(seen(asleep)))
-        assert "uninterruptible sleep in nfs_wait: a kill waits for its end" in finding.message
-        assert "sleep in the kernel" in only(detector.check(seen(replace(asleep, wchan="")))).message
+        assert "uninterruptible sleep in nfs_wait: a kill takes effect only after that" in finding.message
+        assert "sleep in the kernel" in only(detector.check(seen(replace(asleep, shows=SeenProcess())))).message
 
     def test_a_frozen_one_is_to_be_thawed_and_not_killed(self, detector: ContainerdShimDetector) -> None:
-        frozen = replace(item(shim(state="D"), waiting(9)), frozen_cgroup="/kubepods/pod1")
+        file = "/sys/fs/cgroup/freezer/kubepods/pod1/freezer.state"
+        shows = SeenProcess(frozen_cgroup="/kubepods/pod1", thaw_file=file)
+        frozen = replace(item(shim(state="D"), waiting(9)), shows=shows)
         finding = only(detector.check(seen(frozen)))
         assert finding.recommended_action is Action.THAW_CGROUP
         assert "its cgroup /kubepods/pod1 is frozen" in finding.message
-        assert finding.values["frozenCgroup"] == "/kubepods/pod1"
+        assert (finding.values["frozenCgroup"], finding.values["thawFile"]) == ("/kubepods/pod1", file)
 
     def test_without_a_process_to_name_nobody_is_to_be_killed(self, detector: ContainerdShimDetector) -> None:
         finding = only(detector.check(seen(item(shim(state=None), waiting(9)))))
@@ -227,9 +230,44 @@ class TestStuck:
         answer = replace(stuck_for(STUCK), states_waiting={ID: 9.0, other.id: 30.0, container_id(3): 1.0})
         finding = only(detector.check(seen(item(group, answer))))
         assert finding.pod == other.identity.pod
-        assert f"container {other.id[:12]}" in finding.message
         assert finding.values["stuckContainerIds"] == (ID, other.id)
-        assert finding.target.container_id == group.lead.id
+
+    def test_the_containers_name_and_id_are_those_of_one_container(self, detector: ContainerdShimDetector) -> None:
+        sandbox = bundle(1, pod=replace(WEB, container=""), sandbox=True)
+        side = bundle(2, pod=replace(WEB, container="side"))
+        answer = replace(stuck_for(STUCK), states_waiting={side.id: 9.0})
+        finding = only(detector.check(seen(item(replace(shim(), bundles=(sandbox, side)), answer))))
+        assert finding.pod is not None
+        assert (finding.pod.container, finding.target.container_id) == ("side", side.id)
+        assert f"pod shop/web-0, container side ({side.id[:12]}) has been stuck" in finding.message
+
+    def test_the_runc_that_holds_the_lock_is_named_with_what_it_shows(self, detector: ContainerdShimDetector) -> None:
+        holder = SeenRuntime(Process(43, "runc", "S", 4001, 70), "do_wait", 34.2)
+        probe = SeenRuntime(Process(44, "runc", "R", 4001, 99), "", 0.3)
+        finding = only(detector.check(seen(replace(item(answer=stuck_for(30)), runtimes=(holder, probe)))))
+        assert finding.message.endswith(
+            "its child runc 43, running for 34 s (state S, in do_wait), probably holds the lock"
+        )
+        told = {key: value for key, value in finding.values.items() if key.startswith("runc")}
+        assert told == {
+            "runcPid": 43,
+            "runcState": "S",
+            "runcWchan": "do_wait",
+            "runcAgeSeconds": 34.2,
+            "runcProcesses": 1,
+        }
+
+    def test_several_runc_that_may_hold_the_lock_are_counted(self, detector: ContainerdShimDetector) -> None:
+        first, second = (SeenRuntime(Process(pid, "runc", "D", 4001, pid), "", None) for pid in (43, 44))
+        finding = only(detector.check(seen(replace(item(answer=stuck_for(30)), runtimes=(first, second)))))
+        assert "its child runc 43, running (state D, in the kernel), probably holds the lock" in finding.message
+        assert finding.message.endswith("; 1 more runc among its children")
+        assert finding.values["runcProcesses"] == 2
+
+    def test_without_a_runc_no_holder_is_claimed(self, detector: ContainerdShimDetector) -> None:
+        finding = only(detector.check(seen(item(answer=stuck_for(30)))))
+        assert finding.message.endswith("; no runc is among the shim's children")
+        assert "runcPid" not in finding.values
 
     def test_hung_comes_before_stuck(self, detector: ContainerdShimDetector) -> None:
         both = replace(waiting(9), states_waiting={ID: 9.0})
@@ -287,7 +325,7 @@ class TestLeaked:
         early = detector.check(seen(strays=(Aged(stray_shim(), LEAK - JUST),)))
         assert early.findings == ()
         assert early.recheck_seconds == pytest.approx(JUST + 0.05)
-        result = detector.check(seen(strays=(Aged(stray_shim(), LEAK, "do_epoll_wait"),)))
+        result = detector.check(seen(strays=(Aged(stray_shim(), LEAK, SeenProcess("do_epoll_wait")),)))
         finding = only(result)
         assert (finding.condition, finding.reason) == (LEAKED, "ShimWithoutContainers")
         assert finding.recommended_action is Action.KILL_SHIM
@@ -299,13 +337,16 @@ class TestLeaked:
             "processState": "S",
             "wchan": "do_epoll_wait",
             "frozenCgroup": None,
+            "thawFile": None,
         }
         assert states_of(result) == {"serving": 0, "stuck": 0, "hung": 0, "dead": 0, "orphaned": 1}
 
     def test_a_frozen_stray_is_to_be_thawed(self, detector: ContainerdShimDetector) -> None:
-        finding = only(detector.check(seen(strays=(Aged(stray_shim(), LEAK, "", "/frozen"),))))
+        shows = SeenProcess("", "/frozen", "/sys/fs/cgroup/frozen/cgroup.freeze")
+        finding = only(detector.check(seen(strays=(Aged(stray_shim(), LEAK, shows),))))
         assert finding.recommended_action is Action.THAW_CGROUP
         assert "/frozen is frozen" in finding.message
+        assert finding.values["thawFile"] == shows.thaw_file
 
     def test_processes_without_a_shim_are_told_after_the_grace(self, detector: ContainerdShimDetector) -> None:
         assert detector.check(seen(strays=(Aged(stray_container(), LEAK - JUST),))).findings == ()
@@ -316,6 +357,8 @@ class TestLeaked:
         assert (target.kind, target.pid, target.start_time) == (TargetKind.CONTAINER, 600, 10)
         assert (target.container_id, target.cgroup) == (ID, kubepods(ID))
         assert finding.values == {"strandedSeconds": LEAK, "processes": 2, "podUid": POD_UID}
+        assert f"container app ({ID[:12]}) of pod shop/web-0 runs on" in finding.message
+        assert "without shim and bundle: 2 processes, the first is process 600 (app)." in finding.message
         assert finding.pod == WEB
         assert states_of(result)["orphaned"] == 0
 
@@ -507,6 +550,7 @@ class TestProbe:
         finding = only(node.look(5))
         assert finding.recommended_action is Action.THAW_CGROUP
         assert finding.values["frozenCgroup"] == "/shims"
+        assert finding.values["thawFile"] == "/sys/fs/cgroup/shims/cgroup.freeze"
 
     def test_a_stuck_shim_shows_its_process_too(self, node: Node) -> None:
         node.serve(answers=frozenset({"Connect"}))
@@ -515,6 +559,16 @@ class TestProbe:
         finding = only(node.look(8))
         assert finding.reason == "ShimOperationStuck"
         assert finding.values["wchan"] == "futex_do_wait"
+
+    def test_a_stuck_shim_shows_the_runc_that_is_its_child(self, node: Node) -> None:
+        node.serve(answers=frozenset({"Connect"}))
+        node.proc.add(402, "runc", ppid=400)
+        node.proc.write("402/wchan", b"do_wait")
+        node.proc.add(403, "runc", ppid=1)
+        node.look()
+        finding = only(node.look(8))
+        assert (finding.values["runcPid"], finding.values["runcWchan"]) == (402, "do_wait")
+        assert "its child runc 402" in finding.message
 
     def test_a_stopped_shim_that_is_killed_is_dead_after_the_grace(self, node: Node) -> None:
         server = node.serve(answers=frozenset())

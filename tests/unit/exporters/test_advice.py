@@ -1,26 +1,66 @@
-"""Commands that can be typed as they stand, whatever a workload calls itself."""
+"""Steps that each belong to one decision, with commands that can be typed as they stand."""
 
+import re
 import shlex
-from dataclasses import replace
+from collections.abc import Mapping
 
 import pytest
 
 from agent.exporters.advice import advise
-from agent.model import Action, Finding, PodRef, Target, TargetKind
+from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
 
 HOSTILE = "x;$(reboot)`id`\n\u202e'\""
+SANDBOX, APP = "a1" * 32, "b2" * 32
+AGENT = "nodediag remediate "
+SURVIVORS = "grep -lsE 'a1a1a1a1a1a1|b2b2b2b2b2b2' /proc/[0-9]*/cgroup"
+ENDS = re.compile(
+    r"\bkill\b|systemctl restart|delete pod|conntrack -D|echo .* > /sys|systemctl thaw|nodediag remediate"
+)
+DISRUPTS = re.compile(r"kill -9|kill \d|kill \$p|systemctl restart|delete pod|conntrack -D")
 
 
-def finding(action: Action, target: Target, pod: PodRef | None = None) -> Finding:
-    return Finding("Condition", "Reason", "message", action, target, pod)
+def finding(
+    action: Action, target: Target, pod: PodRef | None = None, values: Mapping[str, Value] | None = None
+) -> Finding:
+    return Finding("Condition", "Reason", "message", action, target, pod, values or {})
+
+
+def commands(seen: Finding) -> list[str]:
+    return [command for step in advise(seen).steps for command in step.commands]
+
+
+def shim(**values: Value) -> Finding:
+    target = Target(TargetKind.SHIM, pid=42, start_time=7, container_id=SANDBOX)
+    return finding(Action.KILL_SHIM, target, values={"containerIds": (SANDBOX, APP), **values})
+
+
+def _values(*each: Mapping[str, Value]) -> tuple[Mapping[str, Value], ...]:
+    return each
+
+
+EVERY_FINDING = [
+    finding(action, Target(kind, 42, 7, "boot", SANDBOX, "k8s.io", "/kubepods/x", "10.96.0.10:53"), pod, values)
+    for action in Action
+    for kind in TargetKind
+    for pod in (None, PodRef("shop", "cart-1"))
+    for values in _values(
+        {"containerIds": (SANDBOX, APP)},
+        {"processState": "T"},
+        {"processState": "D"},
+        {"runcPid": 43, "runcState": "S"},
+        {"orphanedSeconds": 9.0},
+        {"thawFile": "/sys/fs/cgroup/system.slice/web.service/cgroup.freeze"},
+    )
+]
 
 
 @pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("kind", TargetKind)
 def test_every_action_and_target_has_an_answer(action: Action, kind: TargetKind) -> None:
     advice = advise(finding(action, Target(kind)))
-    assert advice.words.endswith(".")
-    assert all("None" not in command for command in advice.commands)
+    assert advice.steps
+    assert all(step.do.endswith(".") for step in advice.steps)
+    assert all("None" not in command for step in advice.steps for command in step.commands)
 
 
 @pytest.mark.parametrize("action", Action)
@@ -28,20 +68,74 @@ def test_every_action_and_target_has_an_answer(action: Action, kind: TargetKind)
 @pytest.mark.parametrize("address", [HOSTILE, "-x", "fe80::1%;reboot", "1.2.3.4:53;reboot", "1.2.3.4:٣"])
 def test_no_name_of_a_stranger_becomes_a_command(action: Action, kind: TargetKind, address: str) -> None:
     target = Target(kind, 7, 1, HOSTILE, HOSTILE, HOSTILE, "/x;reboot '$(id)'", address)
+    values: dict[str, Value] = {"thawFile": f"/{HOSTILE}/cgroup.freeze", "containerIds": (HOSTILE,), "runcPid": HOSTILE}
     pods = (PodRef(HOSTILE, "x"), PodRef("x", HOSTILE), PodRef("x", "--all"), PodRef("--all", "x"), None)
-    for command in (command for pod in pods for command in advise(finding(action, target, pod)).commands):
+    for command in (command for pod in pods for command in commands(finding(action, target, pod, values))):
         assert " --all" not in command
         assert command.isprintable()
         lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
-        operators = [word for word in lexer if set(word) <= set("();<>|&")]
-        assert operators in ([], [">"])
-        assert "reboot" not in command or "'" in command
+        operators = {word for word in lexer if set(word) <= set("();<>|&")}
+        assert operators <= {">", "&&", "|", ";"}
+        assert "reboot" not in command
 
 
-def test_the_agents_own_command_comes_first_and_by_hand_is_looked_before_it_is_killed() -> None:
-    advice = advise(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)))
-    assert advice.commands == ("nodediag remediate KillShim --target 42", "cat /proc/42/comm", "kill -9 42")
+def test_a_path_that_only_looks_odd_is_quoted() -> None:
+    odd = finding(Action.THAW_CGROUP, Target(TargetKind.SHIM), values={"thawFile": "/sys/a;reboot/cgroup.freeze"})
+    assert commands(odd) == ["echo 0 > '/sys/a;reboot/cgroup.freeze'"]
+
+
+def test_what_changes_the_node_is_never_in_one_step_with_another_decision() -> None:
+    for seen in EVERY_FINDING:
+        for step in advise(seen).steps:
+            changing = [command for command in step.commands if ENDS.search(command)]
+            assert len(changing) <= 1
+            assert not changing or len(step.commands) == 1, "a step that changes something looks at nothing else"
+
+
+def test_what_disrupts_by_hand_has_a_condition() -> None:
+    for seen in EVERY_FINDING:
+        for step in advise(seen).steps:
+            for command in step.commands:
+                spares_the_container = command == "grep -xE 'runc|crun' /proc/43/comm && kill 43"
+                assert step.when or not DISRUPTS.search(command) or spares_the_container, command
+
+
+def test_wherever_a_shim_is_killed_by_hand_its_survivors_are_ended_too() -> None:
+    for seen in EVERY_FINDING:
+        steps = advise(seen).steps
+        kills = [at for at, step in enumerate(steps) if any("&& kill -9 42" in command for command in step.commands)]
+        for at in kills:
+            assert "containerd 2.x" in steps[at].do
+            assert "second copy" in steps[at].do
+            assert (
+                steps[at]
+                .commands[0]
+                .startswith("grep -x containerd-shim /proc/42/comm && kill -9 42 && sleep 1 && for p")
+            )
+            assert [step.commands for step in steps[at + 1 :]] == [
+                (command,) for command in (step.commands[0] for step in steps[at + 1 :])
+            ]
+            assert steps[at + 1].commands[0].startswith("grep -lsE 'a1a1a1a1a1a1")
+            assert steps[at + 2].commands[0].endswith("do kill -9 $p; done")
+        assert bool(kills) == (seen.recommended_action is Action.KILL_SHIM)
+
+
+def test_a_shim_whose_containers_cannot_be_named_is_not_killed_without_the_warning() -> None:
+    step = advise(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42, container_id="web-0"))).steps[-1]
+    assert step.commands == ("grep -x containerd-shim /proc/42/comm && kill -9 42",)
+    assert "containerd 2.x" in step.do
+    assert "no process of its containers is left" in step.do
+
+
+def test_the_agents_own_command_comes_first() -> None:
+    assert commands(shim())[:2] == [
+        "nodediag remediate KillShim --target 42",
+        (
+            "grep -x containerd-shim /proc/42/comm && kill -9 42 && sleep 1 && "
+            f"for p in $({SURVIVORS} | cut -d / -f 3); do kill -9 $p; done"
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,53 +152,89 @@ def test_the_agents_own_command_comes_first_and_by_hand_is_looked_before_it_is_k
     ],
 )
 def test_the_agents_own_command_names_the_target_as_it_can_be_typed(action: Action, target: Target, name: str) -> None:
-    assert advise(finding(action, target)).commands[0] == f"nodediag remediate {action} --target {name}"
+    own = [command for command in commands(finding(action, target)) if command.startswith(AGENT)]
+    assert own == [f"nodediag remediate {action} --target {name}"]
 
 
 @pytest.mark.parametrize("action", [each for each in Action if each is not Action.NONE])
 def test_a_target_without_a_name_to_type_has_no_command_of_the_agent(action: Action) -> None:
     for target in (Target(TargetKind.NODE), Target(TargetKind.SHIM, container_id="web-0")):
-        assert not [each for each in advise(finding(action, target)).commands if each.startswith("nodediag")]
+        assert not [each for each in commands(finding(action, target)) if each.startswith(AGENT)]
 
 
-def test_a_stopped_shim_is_continued_before_it_is_killed_by_anybody() -> None:
-    stopped = replace(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)), values={"processState": "T"})
-    assert advise(stopped).commands == (
-        "cat /proc/42/comm",
-        "kill -CONT 42",
-        "nodediag remediate KillShim --target 42",
-        "kill -9 42",
-    )
+@pytest.mark.parametrize("state", ["T", "t"])
+def test_a_stopped_shim_is_continued_before_it_is_killed_by_anybody(state: str) -> None:
+    first, agent, by_hand, *_ = advise(shim(processState=state)).steps
+    assert first.commands == ("grep -x containerd-shim /proc/42/comm && kill -CONT 42",)
+    assert first.when == "Only if nobody stopped it on purpose (a debugger, a checkpoint)"
+    for step in (agent, by_hand):
+        assert step.when.startswith("Only if this finding is still reported 15 s after step 1")
+    assert "remediation is disabled" in by_hand.when
+
+
+def test_the_runc_that_holds_the_lock_is_ended_before_the_shim_is() -> None:
+    first, agent, *_ = advise(shim(runcPid=43, runcState="S")).steps
+    assert first.commands == ("grep -xE 'runc|crun' /proc/43/comm && kill 43",)
+    assert agent.when == "Only if this finding is still reported 15 s after step 1"
+
+
+def test_a_runc_in_the_kernel_is_not_signalled_in_vain() -> None:
+    assert "kill 43" not in " ".join(commands(shim(runcPid=43, runcState="D")))
+
+
+def test_a_shim_in_the_kernel_is_looked_into_before_it_is_killed() -> None:
+    first, agent, *_ = advise(shim(processState="D")).steps
+    assert first.commands[0].startswith("cat /proc/42/wchan")
+    assert agent.when
 
 
 def test_a_shim_containerd_no_longer_knows_is_not_said_to_come_back() -> None:
-    stray = replace(finding(Action.KILL_SHIM, Target(TargetKind.SHIM, pid=42)), values={"orphanedSeconds": 9.0})
-    assert "nothing is started again" in advise(stray).words
-    assert advise(stray).commands[0] == "cat /proc/42/task/*/children"
+    first, agent, by_hand, *_ = advise(shim(orphanedSeconds=9.0)).steps
+    assert first.commands == ("cat /proc/42/task/*/children", SURVIVORS)
+    assert "nothing is started again" in agent.do
+    assert agent.when == "Only if nothing runs there, or what runs there may end"
+    assert by_hand.when.startswith(agent.when)
 
 
 def test_a_parent_in_a_pod_ends_with_its_pod_and_another_by_signal() -> None:
     target = Target(TargetKind.PROCESS, pid=42)
-    assert advise(finding(Action.KILL_PARENT, target, PodRef("shop", "cart-1"))).commands[1:] == (
-        "kubectl -n shop delete pod cart-1",
-    )
-    assert advise(finding(Action.KILL_PARENT, target)).commands[-1] == "kill 42"
+    assert commands(finding(Action.KILL_PARENT, target, PodRef("shop", "cart-1")))[1:] == [
+        "kubectl -n shop delete pod cart-1"
+    ]
+    _, look, end, _ = advise(finding(Action.KILL_PARENT, target)).steps
+    assert (look.commands, end.commands) == (("cat /proc/42/comm",), ("kill 42",))
+    assert end.when.startswith("Only if it prints the name")
 
 
-@pytest.mark.parametrize("key", ["frozenCgroup", "frozen_cgroup"])
-def test_the_frozen_ancestor_is_thawed_not_the_target(key: str) -> None:
-    frozen = replace(
-        finding(Action.THAW_CGROUP, Target(TargetKind.PROCESS, cgroup="/kubepods/pod1/abc")),
-        values={key: "/kubepods/pod1"},
-    )
-    assert advise(frozen).commands == (
-        "echo 0 > /sys/fs/cgroup/kubepods/pod1/cgroup.freeze",
-        "echo THAWED > /sys/fs/cgroup/freezer/kubepods/pod1/freezer.state",
-    )
+@pytest.mark.parametrize("key", ["thawFile", "thaw_file"])
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("/sys/fs/cgroup/freezer/kubepods/pod1/freezer.state", "echo THAWED > "),
+        ("/sys/fs/cgroup/kubepods/pod1/cgroup.freeze", "echo 0 > "),
+        ("/sys/fs/cgroup/unified/kubepods/pod1/cgroup.freeze", "echo 0 > "),
+    ],
+)
+def test_the_cgroup_is_thawed_by_the_file_of_this_nodes_hierarchy(key: str, file: str, command: str) -> None:
+    target = Target(TargetKind.PROCESS, pid=42, cgroup="/kubepods/pod1/abc")
+    frozen = finding(Action.THAW_CGROUP, target, values={key: file, "frozenCgroup": "/kubepods/pod1"})
+    assert commands(frozen) == ["nodediag remediate ThawCgroup --target 42", command + file]
 
 
-def test_no_path_leaves_the_cgroups() -> None:
-    assert advise(finding(Action.THAW_CGROUP, Target(TargetKind.SHIM, cgroup="/../../etc"))).commands == ()
+def test_a_unit_that_systemd_froze_is_thawed_by_systemd() -> None:
+    file = "/sys/fs/cgroup/system.slice/containerd.service/cgroup.freeze"
+    look, by_systemd, by_hand = advise(
+        finding(Action.THAW_CGROUP, Target(TargetKind.SHIM), values={"thawFile": file})
+    ).steps
+    assert look.commands == ("systemctl show -p FreezerState containerd.service",)
+    assert by_systemd.commands == ("systemctl thaw containerd.service",)
+    assert by_systemd.when == "Only if it prints FreezerState=frozen"
+    assert by_hand.commands == (f"echo 0 > {file}",)
+
+
+@pytest.mark.parametrize("file", ["/../../etc/cgroup.freeze", "cgroup.freeze", "/sys/fs/cgroup/a/cgroup.kill", ""])
+def test_no_other_file_is_written_to(file: str) -> None:
+    assert commands(finding(Action.THAW_CGROUP, Target(TargetKind.SHIM), values={"thawFile": file})) == []
 
 
 @pytest.mark.parametrize(
@@ -117,12 +247,56 @@ def test_no_path_leaves_the_cgroups() -> None:
     ],
 )
 def test_a_dns_server_is_asked_where_it_listens(address: str, command: str) -> None:
-    assert advise(finding(Action.NONE, Target(TargetKind.DNS_SERVER, address=address))).commands == (command,)
+    assert commands(finding(Action.NONE, Target(TargetKind.DNS_SERVER, address=address))) == [command]
 
 
-def test_flows_are_looked_at_before_they_are_deleted() -> None:
-    advice = advise(finding(Action.DELETE_CONNTRACK_FLOWS, Target(TargetKind.DNS_SERVER, address="fd00::a")))
-    assert advice.commands[1:] == (
-        "conntrack -L -f ipv6 -p udp --dport 53 -d fd00::a",
-        "conntrack -D -f ipv6 -p udp --dport 53 -d fd00::a",
+def test_flows_are_listed_before_they_are_deleted() -> None:
+    _, listed, deleted = advise(
+        finding(Action.DELETE_CONNTRACK_FLOWS, Target(TargetKind.DNS_SERVER, address="fd00::a"))
+    ).steps
+    assert listed.commands == ("conntrack -L -f ipv6 -p udp --dport 53 -d fd00::a",)
+    assert deleted.commands == ("conntrack -D -f ipv6 -p udp --dport 53 -d fd00::a",)
+    assert deleted.when.startswith("Only if it lists UNREPLIED flows")
+
+
+def test_processes_without_a_shim_are_ended_only_after_two_conditions() -> None:
+    target = Target(TargetKind.CONTAINER, 42, 7, container_id=APP, cgroup=f"/kubepods/pod1/{APP}")
+    listed, second, ended, killed = advise(finding(Action.NONE, target, PodRef("shop", "cart-1"))).steps
+    assert listed.commands[0].endswith("do echo $p $(cat /proc/$p/comm); done")
+    assert second.commands == ("kubectl -n shop get pod -o wide cart-1",)
+    assert ended.commands == (
+        "for p in $(grep -lsE 'b2b2b2b2b2b2' /proc/[0-9]*/cgroup | cut -d / -f 3); do kill $p; done",
     )
+    assert ended.when.startswith("Only if the pod is gone")
+    assert killed.when.startswith("Only if the first step still lists")
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "name"),
+    [
+        (Action.RESTART_KUBELET, TargetKind.KUBELET, "kubelet"),
+        (Action.RESTART_CONTAINERD, TargetKind.CONTAINERD, "containerd"),
+    ],
+)
+def test_a_service_that_is_only_stopped_is_continued_before_it_is_restarted(
+    action: Action, kind: TargetKind, name: str
+) -> None:
+    look, continued, *others = advise(finding(action, Target(kind, pid=42))).steps
+    assert look.commands == ("grep State /proc/42/status",)
+    assert continued.commands == (f"grep -x {name} /proc/42/comm && kill -CONT 42",)
+    assert others[-1].commands == (f"systemctl restart {name}",)
+
+
+def test_containerd_is_not_restarted_beside_a_hung_shim_nor_by_a_unit_that_ends_the_shims() -> None:
+    agent, *_, by_hand = advise(finding(Action.RESTART_CONTAINERD, Target(TargetKind.SHIM, container_id=APP))).steps
+    assert agent.when.startswith("Only if ContainerdShimHung is not reported")
+    assert "KillMode=process" in by_hand.when
+    assert "ContainerdShimHung is not reported" in by_hand.when
+
+
+def test_steps_are_numbered_where_there_are_several() -> None:
+    numbers = [number for number, _ in advise(shim(processState="T")).numbered]
+    assert numbers == ["1. ", "2. ", "3. ", "4. ", "5. "]
+    one = finding(Action.NONE, Target(TargetKind.KUBELET))
+    assert advise(one).numbered[0][0] == ""
+    assert advise(one).steps[0].text == "Nothing on this node fixes this safely by itself. Start here."

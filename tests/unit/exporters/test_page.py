@@ -74,12 +74,19 @@ def test_the_page_tells_what_the_report_tells(report: NodeReport) -> None:
         "2026-08-01 03:09:40 UTC (3 min ago)",
         "connect timeout 2.0 s",
         "kill -9 4242",
+        "2. Only if remediation is disabled on this node: Kill the shim by hand",
         "7 shims, each with its containers",
         "CAP_NET_ADMIN is missing",
         "no trace of a kubelet",
         "ok, 4 s ago, took 12 ms",
     ):
         assert part in text, part
+
+
+def test_the_commands_of_two_steps_are_never_in_one_block(report: NodeReport) -> None:
+    blocks = re.findall(r"<pre>(.*?)</pre>", render(report), re.DOTALL)
+    assert len([block for block in blocks if "4242" in block]) == 2
+    assert not [block for block in blocks if "nodediag remediate" in block and "kill -9" in block]
 
 
 def test_the_policy_allows_the_page_its_style_and_nothing_else(report: NodeReport) -> None:

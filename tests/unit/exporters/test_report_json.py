@@ -53,6 +53,7 @@ def test_the_whole_of_a_finding(report: NodeReport) -> None:
     told = to_json(report)
     assert (told["nodeName"], told["observedAt"]) == ("worker-3", "2026-08-01T03:12:45.250Z")
     (finding,) = told["conditions"][0]["findings"]
+    advice = finding.pop("advice")
     assert finding == {
         "reason": "ShimUnresponsive",
         "message": "the shim of shop/cart-7d9f4c (pid 4242) does not answer: Connect timed out after 2 s",
@@ -80,6 +81,9 @@ def test_the_whole_of_a_finding(report: NodeReport) -> None:
             "containers": ["web", "istio-proxy"],
         },
     }
+    assert set(advice[0]) == {"when", "do", "commands"}
+    assert advice[0]["commands"] == ["nodediag remediate KillShim --target 4242"]
+    assert advice[1]["when"] == "Only if remediation is disabled on this node"
     assert told["detectors"][3] == {
         "name": "kubelet_healthz",
         "state": "not_applicable",

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent.exporters import report_rich, report_text
+from agent.exporters.advice import advise
 from agent.model import ActiveFinding, DetectorState, DetectorStatus, NodeReport, Status
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report.txt"
@@ -85,7 +86,7 @@ def test_no_line_but_a_command_is_wider_than_100(report: NodeReport, hostile_rep
     long = replace(report.conditions[1], message="x" * 300)
     for seen in (report, hostile_report, replace(report, conditions=(long,))):
         for line in report_text.plain(seen).splitlines():
-            assert len(line) <= 100 or re.match(r" {6}(type| {4}) {8}\S", line), line
+            assert len(line) <= 100 or re.match(r" {25}\S", line), line
 
 
 @pytest.mark.parametrize("render", [report_text.plain, report_rich.render])
@@ -109,6 +110,17 @@ def test_colour_says_the_same_as_plain(report: NodeReport) -> None:
 def test_commands_in_colour_are_never_broken(report: NodeReport) -> None:
     text = SGR.sub("", report_rich.render(report, width=44))
     assert "kubectl -n data delete pod redis-0" in [line.strip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("render", [report_text.plain, report_rich.render])
+def test_between_the_commands_of_two_steps_stands_what_the_second_is_for(
+    report: NodeReport, render: Callable[[NodeReport], str]
+) -> None:
+    first, second, *_ = advise(report.conditions[0].findings[0].finding).steps
+    text = SGR.sub("", render(report))
+    at, then = text.index(first.commands[0]) + len(first.commands[0]), text.index(second.commands[0])
+    between = " ".join(text[at:then].split())
+    assert between == f"2. {second.text}"
 
 
 def test_many_findings_are_told_briefly_after_the_first_ten(report: NodeReport) -> None:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from agent.exporters.wording import ago, duration, measured, moment
+from agent.durations import duration, measured_duration, rounded
+from agent.exporters.wording import ago, measured, moment
 from agent.model import Value
 
 
@@ -13,6 +14,8 @@ from agent.model import Value
     [
         (0, "0 s"),
         (0.0004, "0.4 ms"),
+        (0.00001, "0.01 ms"),
+        (0.0000004, "under 0.01 ms"),
         (0.9994, "999 ms"),
         (0.9999, "1.0 s"),
         (2.04, "2.0 s"),
@@ -31,6 +34,28 @@ from agent.model import Value
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("seconds", [4e-9, 4e-7, 4e-5, 4e-4, 0.04, 0.4])
+def test_nothing_that_took_time_reads_as_nothing(seconds: float) -> None:
+    for text in (
+        duration(seconds),
+        measured_duration(rounded(seconds)),
+        measured("relistSeconds", rounded(seconds))[1],
+    ):
+        assert text not in {"0 s", "0.0 s", "0 ms"}
+        assert text.endswith(" ms")
+
+
+def test_a_measured_nothing_is_a_bound_and_a_setting_of_0_is_0() -> None:
+    assert measured_duration(0.0) == "under 1 ms"
+    assert measured("mean_relist_seconds", 0.0) == ("mean relist", "under 1 ms")
+    assert duration(0.0) == "0 s"
+
+
+@pytest.mark.parametrize(("seconds", "value"), [(12.34, 12.3), (1.26, 1.3), (0.0412345678, 0.041235), (0, 0)])
+def test_programs_get_tenths_and_below_a_second_microseconds(seconds: float, value: float) -> None:
+    assert rounded(seconds) == value
 
 
 @pytest.mark.parametrize(

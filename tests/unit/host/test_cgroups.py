@@ -104,6 +104,22 @@ class TestFrozen:
     def test_nothing_is_frozen_where_nothing_can_be_read(self, sys: Path) -> None:
         assert Cgroups(str(sys)).frozen(v1("/a")) == ""
         assert Cgroups(str(sys)).frozen(()) == ""
+        assert Cgroups(str(sys)).thaw_file(v1("/a")) == ""
+
+    @pytest.mark.parametrize(
+        ("mount", "told", "switch"),
+        [
+            ("freezer/", "freezer.self_freezing", "freezer.state"),
+            ("", "cgroup.freeze", "cgroup.freeze"),
+            ("unified/", "cgroup.freeze", "cgroup.freeze"),
+        ],
+        ids=["v1", "v2", "hybrid"],
+    )
+    def test_what_thaws_is_the_file_of_the_hierarchy_that_froze_it(
+        self, sys: Path, mount: str, told: str, switch: str
+    ) -> None:
+        write(sys, f"{mount}a/{told}", "1\n")
+        assert Cgroups(str(sys)).thaw_file(v1("/a/b", unified="/a/b")) == f"/sys/fs/cgroup/{mount}a/{switch}"
 
     @pytest.mark.parametrize(("state", "frozen"), [("FROZEN\n", "/a"), ("FREEZING\n", "/a"), ("THAWED\n", "")])
     def test_v1(self, sys: Path, state: str, frozen: str) -> None:

@@ -262,6 +262,14 @@ class TestStrayContainers:
         assert (stray.owner.container_id, stray.owner.pod_uid, stray.owner.path) == (A, POD_UID, kubepods(A))
         assert stray.pod is None
 
+    def test_all_processes_of_the_container_are_counted_those_left_to_init_first(self, node: Node) -> None:
+        child = node.proc.add(602, "worker", ppid=601, cgroup=kubepods(A), start_time=50)
+        below = node.proc.add(603, "worker", ppid=601, cgroup=f"{kubepods(A)}/nested", start_time=60)
+        left = self.orphan(node, 601, start_time=100)
+        node.proc.add(604, "other", ppid=601, cgroup=kubepods(B))
+        (stray,) = node.take().stray_containers
+        assert stray.processes == (left, child, below)
+
     def test_their_pod_is_remembered_from_the_bundle(self, node: Node) -> None:
         node.container()
         node.take()
