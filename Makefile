@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 LANES := lane-watching lane-image lane-remediation lane-parts
 
-.PHONY: run demo test $(LANES) unit lint format proto proto-release docs monitoring bench setup lab-packages node-packages image image-size wheels lock clean
+.PHONY: run demo test $(LANES) unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -84,6 +84,10 @@ docs: setup
 ## monitoring: generate deploy/prometheus, deploy/grafana and docs/alerts.md from the code
 monitoring: setup
 	@$(BIN)/python -m tools.generate_monitoring .
+
+## tested-on: make docs/tested-on.md from what the test runs in this checkout have recorded (build/detections)
+tested-on: setup
+	@$(BIN)/python -m tools.tested_on
 
 ## bench: the budgets, each against something run beside it
 bench: setup-lab lab-packages

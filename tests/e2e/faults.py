@@ -121,7 +121,7 @@ FAULTS = (
         "shim without live container", _spent(shim_faults.shim_without_live_container), LEAKED, "ShimWithoutContainers"
     ),
     Fault("processes without shim", _spent(shim_faults.processes_without_shim), LEAKED, "ProcessesWithoutShim"),
-    Fault("500 zombies", _zombies(500), ZOMBIES, "ParentNotReaping"),
+    Fault("zombies of a parent that does not reap", _zombies(500), ZOMBIES, "ParentNotReaping"),
     Fault("kubelet never answers", _kubelet(KubeletMode.NEVER), KUBELET, "HealthzTimeout"),
     Fault("kubelet trickles", _kubelet(KubeletMode.TRICKLE_BODY), KUBELET, "HealthzTimeout"),
     Fault("kubelet late", _kubelet(KubeletMode.LATE, 5.0), KUBELET, "HealthzSlow"),

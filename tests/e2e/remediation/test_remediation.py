@@ -19,6 +19,7 @@ from agent.acts import Outcome
 from agent.client import Client, ClientError, ClientTls
 from agent.model import Action
 from agent.remediation.course import Step
+from tests.detections import record_outcome
 from tests.e2e.agent_process import AgentProcess, free_port
 from tests.e2e.conftest import settings_for
 from tests.e2e.mending import (
@@ -93,6 +94,7 @@ def test_a_hung_shim_is_killed_on_request_and_its_neighbours_are_untouched(node:
         done = nodediag(node.agent, "remediate", "KillShim", "--target", victim.id[:12], "--yes", "--reason", "a test")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "verified" in done.stdout
+        record_outcome("KillShim", "shim stopped", "lab", "verified")
         assert all_gone([victim.shim, *processes])
     node.containerd.forget(victim)
     assert node.agent.metric("nodediag_remediations_total", action="KillShim", outcome="verified") == 1
@@ -112,6 +114,7 @@ def test_a_frozen_shim_is_mended_by_a_kill_or_by_thawing_it(node: Mender, action
         done = nodediag(node.agent, "remediate", action, "--target", f"shop/{victim.pod.name}", "--yes")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "verified" in done.stdout
+        record_outcome(action, "shim frozen", "lab", "verified")
         assert has_ended(victim.shim) is (action == "KillShim")
     wait_until(node.agent.all_well, 20, "the node is well again")
     if action == "ThawCgroup":
@@ -129,6 +132,7 @@ def test_a_parent_that_does_not_reap_is_killed_and_its_zombies_go(node: Mender) 
         with Client(node.agent.endpoint) as client:
             done = client.remediate(Action.KILL_PARENT, finding.target, fencing_token=1)
         assert done.outcome is Outcome.VERIFIED, done.message
+        record_outcome("KillParent", "zombies of a parent that does not reap", "lab", done.outcome)
     wait_until(node.agent.all_well, 20, "the node is well again")
 
 

@@ -11,6 +11,7 @@ import pytest
 from agent.acts import Outcome
 from agent.client import Client
 from agent.model import Action, TargetKind
+from tests.detections import record_outcome
 from tests.e2e.agent_process import AgentProcess
 from tests.e2e.mending import QUICK, found, mending, nodediag, untouched
 from tests.lab import conntrack_faults, shim_faults
@@ -46,6 +47,7 @@ def test_a_stopped_kubelet_is_restarted_on_request(tmp_path: Path) -> None:
             done = nodediag(agent, "remediate", "RestartKubelet", "--target", "kubelet", "--yes")
             assert done.returncode == 0, done.stdout + done.stderr
             assert "verified" in done.stdout
+            record_outcome("RestartKubelet", "kubelet stopped", "lab", "verified")
             assert has_ended(before)
             assert kubelet.process.start_time != before.start_time
             wait_until(agent.all_well, 15, "the new kubelet is well")
@@ -68,6 +70,7 @@ def test_a_paused_containerd_is_restarted_and_ten_containers_run_on(tmp_path: Pa
             done = nodediag(agent, "remediate", "RestartContainerd", "--target", "containerd", "--yes")
             assert done.returncode == 0, done.stdout + done.stderr
             assert "verified" in done.stdout
+            record_outcome("RestartContainerd", "containerd stopped", "lab", "verified")
             assert has_ended(before)
             wait_until(agent.all_well, 15, "the new containerd is well")
 
@@ -93,6 +96,7 @@ def test_the_bundle_of_a_dead_shim_goes_with_a_restart_of_containerd(tmp_path: P
             with Client(agent.endpoint) as client:
                 done = client.remediate(Action.RESTART_CONTAINERD, finding.target)
             assert done.outcome is Outcome.VERIFIED, done.message
+            record_outcome("RestartContainerd", "shim killed, bundle left", "lab", "verified")
             assert not victim.bundle.exists()
 
 
@@ -117,6 +121,8 @@ def test_flows_that_wait_in_vain_are_deleted_on_request_and_no_others(tmp_path: 
             with Client(agent.endpoint) as client:
                 done = client.remediate(Action.DELETE_CONNTRACK_FLOWS, finding.target, dry_run=dry_run)
             assert done.outcome is (Outcome.DRY_RUN if dry_run else Outcome.VERIFIED), done.message
+            if not dry_run:
+                record_outcome("DeleteConntrackFlows", "DNS drops one of each pair", "lab", done.outcome)
             left = _udp_flows(node, SERVER, "[UNREPLIED]", "-s", SOURCES[0])  # without the agent's own probes
             assert left == (15 if dry_run else 0)
             assert _udp_flows(node, SERVER, "") >= 10, "answered flows are kept"
