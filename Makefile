@@ -13,9 +13,15 @@ NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-LANES := lane-watching lane-image lane-remediation lane-parts
+# What runs on a real containerd: on the version that CONTAINERD names, or on that of its suffix, as in lane-lab-2.1.
+CONTAINERD_LANES := lane-watching lane-image lane-remediation lane-parts lane-lab
+REPEATED_LANES := $(foreach version,1.6 1.7 2.1,$(addsuffix -$(version),$(CONTAINERD_LANES)))
+# In the order in which they start, the long ones first.
+LANES := lane-watching lane-image lane-remediation lane-image-2.1 lane-remediation-2.1 lane-parts lane-lab \
+	lane-parts-2.1 lane-lab-2.1 lane-parts-1.7 lane-lab-1.7 lane-delivery
+MATRIX_LANES := $(filter-out $(LANES) %-1.6,$(REPEATED_LANES))
 
-.PHONY: run demo test $(LANES) unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages node-packages image image-size wheels lock clean
+.PHONY: run demo test test-matrix lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -37,6 +43,14 @@ test: unit lab-packages node-packages
 	$(BIN)/python -m pytest tests/machine
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)
 
+## test-matrix: the lanes on containerd 1.7 and 2.1 that `make test` leaves out
+test-matrix: setup-test lab-packages
+	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(MATRIX_LANES)
+
+# A version that cannot be fetched is skipped with its reason, and fails with STRICT=1.
+$(REPEATED_LANES): lane-%:
+	@$(MAKE) --no-print-directory lane-$(firstword $(subst -, ,$*)) CONTAINERD=$(lastword $(subst -, ,$*))
+
 # In a node of its own a lane sees none of the faults that another one makes.
 lane-watching:
 	tools/in-a-node $(BIN)/python -m pytest tests/e2e/watching
@@ -49,8 +63,12 @@ lane-image:
 
 lane-parts:
 	$(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
-	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2
+
+lane-lab:
 	$(BIN)/python -m pytest tests/lab
+
+lane-delivery:
+	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages

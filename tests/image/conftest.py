@@ -4,6 +4,7 @@
 itself there; what it leaves behind ends with the node (see `tests.lab.whole_node`).
 """
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.lab.dns_servers import DnsServer
 from tests.lab.images import import_image, import_pause_image
 from tests.lab.pods import Pod
 from tests.lab.supervised import KubeletProcess
+from tests.lab.versions import VersionUnavailableError, choose
 from tests.lab.whole_node import NAMESERVER, WholeNode, is_inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +35,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Move the whole run into a node of its own, and return how it ended there."""
     if is_inside() or config.option.collectonly:
         return None
+    try:
+        choose()
+    except VersionUnavailableError:
+        return None  # every test is skipped or fails with the reason (tests/conftest.py), without a node
     _build()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the node is taken away
     with WholeNode() as node:
@@ -64,9 +70,12 @@ def node() -> Iterator[ImageNode]:
 
 
 def _build() -> None:
-    if ARCHIVE.exists() and ARCHIVE.stat().st_mtime > max(map(_changed, MADE_OF)):
-        return
-    subprocess.run(["make", "--no-print-directory", "image"], cwd=ROOT, check=True)
+    """Build the image if it is missing or old; of two runs side by side, one builds it and the other waits."""
+    ARCHIVE.parent.mkdir(exist_ok=True)
+    with ARCHIVE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ARCHIVE.exists() or ARCHIVE.stat().st_mtime <= max(map(_changed, MADE_OF)):
+            subprocess.run(["make", "--no-print-directory", "image"], cwd=ROOT, check=True)
 
 
 def _changed(name: str) -> float:

@@ -12,7 +12,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def run_container(
         init=init,
         shim=identify(stat.ppid),
         bundle=bundle,
-        shim_socket=Path((bundle / "address").read_text().removeprefix("unix://")),
+        shim_socket=_socket_of(bundle),
     )
     containerd.adopt(container)
     return container
@@ -131,6 +131,13 @@ def delete_container(containerd: Containerd, container: Container, timeout: floa
     wait_until(lambda: not container.bundle.exists(), timeout, f"removal of the bundle {container.bundle}")
     cgroups.remove(container.cgroup)
     containerd.forget(container)
+
+
+def _socket_of(bundle: Path) -> Path:
+    """Return the address of a bundle's shim: 2.x writes it to `bootstrap.json`, 1.x to `address`."""
+    with suppress(FileNotFoundError):
+        return Path(json.loads((bundle / "bootstrap.json").read_text())["address"].removeprefix("unix://"))
+    return Path((bundle / "address").read_text().removeprefix("unix://"))
 
 
 def _started(init: Process) -> Stat | None:

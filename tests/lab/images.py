@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +15,10 @@ from .containerd import PAUSE_IMAGE, Containerd
 
 def import_image(containerd: Containerd, archive: Path, *names: str) -> None:
     """Import an OCI or Docker archive of one image, and give it further names."""
-    told = containerd.ctr("images", "import", str(archive), timeout=120.0).stdout
-    (found,) = re.findall(r"^unpacking (\S+)", told, re.MULTILINE)
+    before = set(containerd.ctr("images", "ls", "-q").stdout.split())
+    containerd.ctr("images", "import", str(archive), timeout=120.0)  # versions print different things
+    after = set(containerd.ctr("images", "ls", "-q").stdout.split())
+    (found,) = (each for each in after - before if not each.startswith("sha256:") and "@" not in each)
     for name in {_full(each) for each in names} - {found}:
         containerd.ctr("images", "tag", found, name)
 

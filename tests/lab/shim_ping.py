@@ -1,7 +1,8 @@
 """A raw ttrpc call to a shim, so that the lab can prove a fault without the agent's own client.
 
 Only as much of ttrpc and protobuf as one request with one string field needs.
-The reply's content is not read: that a reply of our stream came is the proof.
+That a reply of our stream came is the proof. Of its content only this is read:
+whether the shim serves that version of the task API.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 _HEADER = struct.Struct(">IIBB")
 _REQUEST, _RESPONSE = 1, 2
 _STREAM = 1
-_SERVICE = b"containerd.task.v2.Task"
+_SERVICES = (b"containerd.task.v3.Task", b"containerd.task.v2.Task")
+"""The task API of containerd 2.x, and that of 1.x. A shim of either answers the other one with Unimplemented."""
 
 
 def call(address: Path, method: str, container_id: str, timeout: float = 1.0) -> bytes | None:
@@ -22,9 +24,18 @@ def call(address: Path, method: str, container_id: str, timeout: float = 1.0) ->
 
     ``ConnectionError`` and ``FileNotFoundError`` are passed on: nobody listens.
     """
+    deadline = time.monotonic() + timeout
+    for service in _SERVICES:
+        reply = _call(address, service, method, container_id, max(0.001, deadline - time.monotonic()))
+        if reply is None or b"service " + service not in reply:
+            return reply
+    raise ValueError(f"the shim at {address} serves neither task v3 nor v2")
+
+
+def _call(address: Path, service: bytes, method: str, container_id: str, timeout: float) -> bytes | None:
     argument = _field(1, container_id.encode())
     request = (
-        _field(1, _SERVICE) + _field(2, method.encode()) + _field(3, argument) + b"\x20" + _varint(int(timeout * 1e9))
+        _field(1, service) + _field(2, method.encode()) + _field(3, argument) + b"\x20" + _varint(int(timeout * 1e9))
     )
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX) as connection:

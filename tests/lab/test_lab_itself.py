@@ -284,7 +284,7 @@ def test_a_stuck_shim_may_be_killed_in_the_body(containerd: Containerd) -> None:
 def test_a_dead_shim_leaves_its_bundle_and_no_process(containerd: Containerd) -> None:
     container = run_container(containerd)
     with dead_shim_with_bundle(containerd, container):
-        assert (container.bundle / "address").exists()
+        assert (container.bundle / "config.json").exists()
         assert not has_shim(container)
         assert cgroups.members(container.cgroup) == set()
         assert containerd.task_status(container.id) == ""
