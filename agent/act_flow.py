@@ -4,6 +4,7 @@ The remedies have senses of their own: those of the detectors are in use by othe
 """
 
 import os
+from collections import Counter
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) ->
     kubelet, runtime = settings.detectors.kubelet_healthz, settings.detectors.container_runtime
     return (
         KillShim(inventory, procfs, cgroups, clock, sysfs=sysfs),
-        ThawCgroup(procfs, cgroups, senses.bundles, clock, sysfs=sysfs, namespaces=namespaces),
+        ThawCgroup(procfs, cgroups, senses.bundles, clock, sysfs=sysfs, systemd=systemd, namespaces=namespaces),
         SignalParent(parents, clock),
         KillParent(parents, clock),
         RestartKubelet(
@@ -119,7 +120,7 @@ def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) ->
             systemd=systemd,
             inventory=inventory,
             shims=senses.shims,
-            hung_shims=lambda: _findings_of(board, HUNG),
+            hung_shims=lambda: _recommended(board, HUNG),
             clock=clock,
             patience=Patience(runtime.deadline_seconds, runtime.hedge_seconds, runtime.restart_grace_seconds),
         ),
@@ -129,5 +130,7 @@ def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) ->
     )
 
 
-def _findings_of(board: Board, kind: str) -> int:
-    return sum(len(condition.findings) for condition in board.report().conditions if condition.type == kind)
+def _recommended(board: Board, kind: str) -> Counter[Action]:
+    """Count the findings of a condition by the action they recommend."""
+    conditions = [condition for condition in board.report().conditions if condition.type == kind]
+    return Counter(active.finding.recommended_action for each in conditions for active in each.findings)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from agent.clock import Clock
-from agent.detectors.refusals import Refusals, readable, restarting, who
+from agent.detectors.refusals import Refusals, gone, halted, readable, recommended, restarting, where, who
 from agent.host.bundles import TASKS
 from agent.host.containerd import STATUS_OK, STATUS_UNIMPLEMENTED, RuntimeAnswer, ask_version
 from agent.host.exchange import Attempt, Ending, Phase
@@ -216,12 +216,13 @@ def _suspect(seen: Observation, reason: str, message: str, sightings: int) -> Ch
         UNRESPONSIVE,
         reason,
         message,
-        Action.RESTART_CONTAINERD if process else Action.NONE,
+        recommended(Action.RESTART_CONTAINERD, seen.lifetime, seen.halt, refused=reason == REFUSED),
         Target(
             TargetKind.CONTAINERD,
             pid=process.pid if process else None,
             start_time=process.start_time if process else None,
             boot_id=seen.boot_id,
+            cgroup="" if process else seen.lifetime.cgroup,
             address=seen.address,
         ),
         values=_values(seen),
@@ -247,6 +248,7 @@ _CAUTION = (
     "Before a restart look for hung shims (ContainerdShimHung) and deal with them first: "
     "a containerd that is restarted while a shim is hung can clean that pod up."
 )
+_SUSPECTS = "It may be stopped, deadlocked or starved; see journalctl -u containerd"
 _MEANWHILE = "Meanwhile nothing starts, stops or is exec'd on this node; running containers go on."
 
 
@@ -263,7 +265,7 @@ def _timeout_message(seen: Observation) -> str:
     return (
         f"{who(NAME, seen.lifetime)} did not answer CRI Version at {seen.address} within {first.total_seconds:.0f} s"
         f"{', nor on a second connection' if both else ''}: {waiting}.{'' if both else other} {_MEANWHILE} "
-        f"It may be stopped, deadlocked or starved; see journalctl -u containerd. {_CAUTION}"
+        f"{halted(seen.lifetime, seen.halt) or _SUSPECTS}.{'' if seen.halt.frozen_cgroup else f' {_CAUTION}'}"
     )
 
 
@@ -274,12 +276,7 @@ def _refused_message(seen: Observation) -> str:
         what = f"{seen.address} drops the connection without an answer ({first.detail})"
     if life.process is not None:
         return f"{what}, although {who(NAME, life)} is running. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
-    gone = (
-        f"containerd's process {life.ended.pid} has ended"
-        if life.ended
-        else "there is no single process named containerd"
-    )
-    return f"{what} and {gone}. {_MEANWHILE} See journalctl -u containerd. {_CAUTION}"
+    return f"{what} and {gone(NAME, life)}. {_MEANWHILE} {where(NAME, life)}. {_CAUTION}"
 
 
 def _values(seen: Observation) -> dict[str, Value]:
@@ -291,6 +288,9 @@ def _values(seen: Observation) -> dict[str, Value]:
         "total_seconds": round(first.total_seconds, 6),
         "detail": first.detail or None,
         "process_age_seconds": seen.lifetime.age_seconds,
+        "process_state": seen.halt.state or None,
+        "frozen_cgroup": seen.halt.frozen_cgroup or None,
+        "unit": seen.lifetime.unit or None,
     }
     for second in seen.attempts[1:]:
         values["second_ending"] = second.ending.value

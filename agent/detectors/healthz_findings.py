@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from agent.detectors.refusals import readable, who
+from agent.detectors.refusals import gone, halted, readable, recommended, where, who
 from agent.host.exchange import LINGER_SECONDS, Attempt, Ending, Phase
 from agent.host.kubelet import HttpAnswer, failing_checks
 from agent.host.service import RUNS, Halt, Lifetime
@@ -17,6 +17,8 @@ TIMEOUT = "HealthzTimeout"
 REFUSED = "HealthzRefused"
 NOT_OK = "HealthzNotOK"
 SLOW = "HealthzSlow"
+
+_SUSPECTS = "It may be stopped, deadlocked or starved; see {state}journalctl -u kubelet"
 
 HTTP_OK = 200
 HTTP_SERVER_ERROR = 500
@@ -98,6 +100,7 @@ def finding(seen: Observation, reason: str, sightings: int, slow_seconds: float)
             pid=process.pid if process else None,
             start_time=process.start_time if process else None,
             boot_id=seen.boot_id,
+            cgroup="" if process else seen.lifetime.cgroup,
             address=seen.url,
         ),
         values=_values(seen),
@@ -120,7 +123,7 @@ def _timeout_message(seen: Observation, sightings: int, _: float) -> str:
     return (
         f"{who(NAME, seen.lifetime)} did not answer {seen.url} within {first.total_seconds:.0f} s"
         f"{', nor on a second connection' if sightings > 1 else ''}: {waiting}.{other} "
-        f"It may be stopped, deadlocked or starved; see {_state_path(seen.lifetime)}journalctl -u kubelet. "
+        f"{halted(seen.lifetime, seen.halt) or _SUSPECTS.format(state=_state_path(seen.lifetime))}. "
         "A restart of the kubelet leaves containers running."
     )
 
@@ -136,12 +139,7 @@ def _refused_message(seen: Observation, _: int, __: float) -> str:
             f"{what}, although {who(NAME, life)} has been running{since}. See journalctl -u kubelet; if its "
             "configuration has another healthzPort or healthzBindAddress, set kubelet.healthz_url."
         )
-    gone = (
-        f"the kubelet's process {life.ended.pid} has ended"
-        if life.ended
-        else "there is no single process named kubelet"
-    )
-    return f"{what} and {gone}. See systemctl show -p ActiveState,Result kubelet and journalctl -u kubelet."
+    return f"{what} and {gone(NAME, life)}. {where(NAME, life)}."
 
 
 def _not_ok_message(seen: Observation, _: int, __: float) -> str:
@@ -180,8 +178,9 @@ def _action(seen: Observation, reason: str) -> Action:
     A port that never answered may be another one or switched off (healthzPort: 0): no fault of the kubelet.
     """
     helps = reason == TIMEOUT or (reason == REFUSED and seen.answered_before) or (reason == NOT_OK and _is_sick(seen))
-    there = seen.lifetime.process or seen.lifetime.ended
-    return Action.RESTART_KUBELET if helps and there else Action.NONE
+    if not helps:
+        return Action.NONE
+    return recommended(Action.RESTART_KUBELET, seen.lifetime, seen.halt, refused=reason == REFUSED)
 
 
 def _is_sick(seen: Observation) -> bool:
@@ -201,6 +200,9 @@ def _values(seen: Observation) -> dict[str, Value]:
         "total_seconds": first.total_seconds,
         "detail": first.detail or None,
         "process_age_seconds": seen.lifetime.age_seconds,
+        "process_state": seen.halt.state or None,
+        "frozen_cgroup": seen.halt.frozen_cgroup or None,
+        "unit": seen.lifetime.unit or None,
     }
     if first.answer:
         values["status_code"] = first.answer.status

@@ -1,4 +1,4 @@
-"""A service that refuses connections: for how long, and whether a restart of it explains that.
+"""A service that does not answer: whether a restart explains it, and what keeps its process from running.
 
 What kubelet_healthz and container_runtime have in common.
 """
@@ -7,7 +7,8 @@ from typing import Protocol
 
 from agent.clock import Clock
 from agent.host.exchange import Ending
-from agent.host.service import Lifetime
+from agent.host.service import Halt, Lifetime
+from agent.model import Action
 
 
 class Graces(Protocol):
@@ -50,6 +51,47 @@ def restarting(name: str, life: Lifetime, refused_seconds: float, graces: Graces
     if life.process is None and life.ended is not None and refused_seconds < graces.ended_grace_seconds:
         return f"{name}'s process {life.ended.pid} has just ended; its restart is awaited"
     return ""
+
+
+def halted(life: Lifetime, halt: Halt) -> str:
+    """Say what keeps a service's process from running and how it goes on without loss; empty if it runs."""
+    pid = life.process.pid if life.process else 0
+    if halt.frozen_cgroup:
+        whose = f" (unit {life.unit})" if halt.frozen_cgroup == life.cgroup else ""
+        return (
+            f"Process {pid} is frozen with its cgroup {halt.frozen_cgroup}{whose}. A thaw lets it go on without any "
+            "loss; a restart is not needed"
+        )
+    if halt.state:
+        by = "a debugger holds it" if halt.state == "t" else "a signal such as SIGSTOP stopped it"
+        more = "detach that" if halt.state == "t" else f"`kill -CONT {pid}` lets it go on"
+        return f"Process {pid} is stopped (state {halt.state}): {by}. First {more}; that loses nothing"
+    return ""
+
+
+def gone(name: str, life: Lifetime) -> str:
+    """Say what is known of a service that has no process."""
+    if life.ended is None:
+        return f"there is no single process named {name.removeprefix('the ')}"
+    return f"{name}'s process {life.ended.pid} has ended"
+
+
+def where(name: str, life: Lifetime) -> str:
+    """Say where to read why a service without a process does not run; without a known unit, how to find it."""
+    if life.unit:
+        return f"See systemctl show -p ActiveState,Result {life.unit} and journalctl -u {life.unit}"
+    comm = name.removeprefix("the ")
+    return f"Which unit runs it is not known here: find it with systemctl list-unit-files '*{comm}*'"
+
+
+def recommended(restart: Action, life: Lifetime, halt: Halt, *, refused: bool) -> Action:
+    """Return the action for a service that a restart can help, if the gate accepts its target as it is.
+
+    Without a process that is the case where the unit that ran it is known and nobody listens.
+    """
+    if life.process is not None:
+        return Action.THAW_CGROUP if halt.frozen_cgroup else restart
+    return restart if refused and life.ended is not None and life.unit else Action.NONE
 
 
 def who(name: str, life: Lifetime) -> str:

@@ -114,10 +114,23 @@ class Cgroups:
         return ""
 
     def freeze(self, lines: tuple[str, ...]) -> Freeze | None:
-        """Return the nearest cgroup that was told to freeze and holds a process, up to its pod's; None if none was.
+        """Return the nearest cgroup that was told to freeze and holds a process, up to its pod's; None if none was."""
+        return next(self._freezes(lines), None)
 
-        v1: freezer.self_freezing (freezer-subsystem.rst); v2: cgroup.freeze (cgroup-v2.rst).
+    def freezes(self, lines: tuple[str, ...]) -> tuple[Freeze, ...]:
+        """Return all cgroups that were told to freeze and hold a process, up to its pod's, the nearest first.
+
+        systemd freezes a slice by telling that to every unit in it, too.
         """
+        return tuple(self._freezes(lines))
+
+    def is_told(self, freeze: Freeze) -> bool:
+        """Whether a cgroup that was told to freeze still is."""
+        told = "freezer.self_freezing" if freeze.switch == "freezer.state" else freeze.switch
+        return self._read(f"{freeze.directory}/{told}") == "1"
+
+    def _freezes(self, lines: tuple[str, ...]) -> Iterator[Freeze]:
+        """Yield them; v1: freezer.self_freezing (freezer-subsystem.rst), v2: cgroup.freeze (cgroup-v2.rst)."""
         by_controller = paths(lines)
         v1, v2 = by_controller.get("freezer", ""), by_controller.get("", "")
         for mount, path, told, switch, thawed in (
@@ -127,8 +140,7 @@ class Cgroups:
         ):
             for directory in _upwards(path):
                 if self._read(f"{mount}{directory}/{told}") == "1":
-                    return Freeze(directory, f"{mount}{directory}", switch, thawed)
-        return None
+                    yield Freeze(directory, f"{mount}{directory}", switch, thawed)
 
     def thaw_file(self, lines: tuple[str, ...]) -> str:
         """Return the file of the node that thaws the cgroup which `freeze` names; empty if there is none.

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from agent.acts import MAX_TOKEN, Refusal, RefusalReason, Request
-from agent.model import Action, TargetKind
+from agent.model import Action, Target, TargetKind
+from agent.printable import printable
 from agent.remediation.gate_facts import ProcessFacts, Standing
 from agent.remediation.gate_values import unusable
 from agent.remediation.past import HOUR_SECONDS, ages_this_hour, cooldown_left
@@ -20,6 +21,10 @@ SHIM_COMM = "containerd-shim"
 
 _NODE_COMMS = {TargetKind.SHIM: SHIM_COMM, TargetKind.KUBELET: "kubelet", TargetKind.CONTAINERD: "containerd"}
 """The processes of the node itself that may be a target, and what each is named."""
+_SERVICES = {TargetKind.KUBELET: Action.RESTART_KUBELET, TargetKind.CONTAINERD: Action.RESTART_CONTAINERD}
+"""The services of the node that systemd may start again, and by which action."""
+_IDENTITY = ("pid", "start_time", "boot_id", "container_id", "containerd_namespace", "cgroup", "address")
+"""The fields of a target beside its kind."""
 _IN_CONTAINERS = frozenset({TargetKind.PROCESS, TargetKind.CONTAINER})
 """Targets that must be processes of a container. Such a process has a pid namespace of its own as a rule, so being
 nested says nothing against it."""
@@ -81,8 +86,25 @@ def _target_exact(request: Request, _: Standing) -> Refusal | None:
     missing = ", ".join(_missing(request))
     if not missing:
         return None
-    text = f"the target is not exact, it lacks: {missing}. Send it as the latest report names it"
-    return Refusal(RefusalReason.INEXACT_TARGET, text)
+    text = f"the target is not exact, it lacks: {missing}; it has: {_what_it_has(request.target)}. "
+    return Refusal(RefusalReason.INEXACT_TARGET, text + _how_to_be_exact(request.target))
+
+
+def _what_it_has(target: Target) -> str:
+    has = {"kind": target.kind, **{name: getattr(target, name) for name in _IDENTITY}}
+    known = {name: str(value) for name, value in has.items() if value is not None and value != ""}
+    return ", ".join(f"{name} {printable(value, 120)}" for name, value in known.items())
+
+
+def _how_to_be_exact(target: Target) -> str:
+    """Say where a whole target is to be had; a service without a process and without a known unit has none."""
+    if target.kind in _SERVICES and target.pid is None:
+        return (
+            f"No process of {target.kind} runs, and this agent has not seen which systemd unit ran it, so it cannot "
+            f"start it. Find the unit with `systemctl list-unit-files '*{target.kind}*'` and start it with `systemctl "
+            "start UNIT`"
+        )
+    return "Send it as the latest report names it"
 
 
 def _missing(request: Request) -> Iterator[str]:
@@ -92,6 +114,8 @@ def _missing(request: Request) -> Iterator[str]:
             return
         case TargetKind.SHIM if _names_a_dead_shim(request):
             needed: Mapping[str, Any] = {"container_id": target.container_id or None, "boot_id": target.boot_id or None}
+        case kind if kind in _SERVICES and _names_an_ended_service(request):
+            needed = {"boot_id": target.boot_id or None}
         case TargetKind.DNS_SERVER:
             needed = {"address": target.address or None}
         case _ if target.kind in _NODE_COMMS or target.kind in _IN_CONTAINERS:
@@ -105,6 +129,13 @@ def _names_a_dead_shim(request: Request) -> bool:
     """Whether it is the bundle of a shim that is gone: there is no process to name, and containerd is restarted."""
     target = request.target
     return request.action is Action.RESTART_CONTAINERD and target.kind is TargetKind.SHIM and target.pid is None
+
+
+def _names_an_ended_service(request: Request) -> bool:
+    """Whether it is a service whose process has ended: its unit, which has a cgroup of its own, is started again."""
+    target = request.target
+    restarts = _SERVICES.get(target.kind) is request.action
+    return restarts and target.pid is None and target.start_time is None and bool(target.cgroup)
 
 
 def _fencing_token(request: Request, standing: Standing) -> Refusal | None:
@@ -219,7 +250,7 @@ def _protected(pid: int, standing: Standing) -> Refusal:
 
 def _of_its_kind(request: Request, standing: Standing) -> Refusal | None:
     kind, process = request.target.kind, standing.process
-    if _names_a_dead_shim(request):
+    if _names_a_dead_shim(request) or _names_an_ended_service(request):
         return None
     if kind in _NODE_COMMS:
         return _of_the_node(kind, process)

@@ -1,4 +1,4 @@
-"""A service that is ill: asked afresh before it is restarted, and watched until its successor is well.
+"""A service that is ill or has ended: probed afresh before it is started again, and watched until it is well.
 
 What RestartKubelet and RestartContainerd share of confirming, performing and verifying.
 """
@@ -12,13 +12,13 @@ from agent.clock import Clock
 from agent.host.cgroups import Cgroups
 from agent.host.exchange import Attempt, Ending
 from agent.host.procfs import Process, Procfs
-from agent.model import ProcessId
+from agent.model import ProcessId, Target
 from agent.printable import printable
 from agent.remediation.hands import Grip
 from agent.remediation.process_evidence import process_evidence
 from agent.remediation.remedy import ActError, Verification
 from agent.remediation.restarts import Restarter, Way
-from agent.remediation.services import Identified, NodeService, Patience
+from agent.remediation.services import Identified, NodeService, Patience, exact_unit
 from agent.remediation.waiting import wait_until
 
 ASK_SECONDS = 2.0
@@ -122,42 +122,15 @@ class RestartableService:
     patience: Patience
 
 
-@dataclass(slots=True)
-class RestartCase:
-    """A sick service, held by its pidfd (a Case).
+class _Service:
+    """What both cases share: a service that is to run and to be well afterwards."""
 
-    `aftermath` returns what is wrong beyond the service itself. `extra` is evidence only the action knows.
-    """
+    __slots__ = ()
 
-    message: str
-    found: Identified
-    grip: Grip
-    way: Way
-    attempts: tuple[Attempt[Any], ...]
     known: RestartableService
-    aftermath: Callable[[], str] = lambda: ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    before: frozenset[ProcessId] = frozenset()
-
-    def evidence(self) -> Mapping[str, Any]:
-        """Return the process, how it answered, who listens, and how it would be restarted."""
-        unit = self.way.unit
-        return {
-            "process": process_evidence(self.known.procfs, self.known.cgroups, self.grip.process.pid),
-            "attempts": [told(attempt) for attempt in self.attempts],
-            "listening": {"address": self.known.service.address, "inodes": sorted(self.found.sockets)},
-            "restartBy": self.way.text,
-            "unit": {"name": unit.name, "mainPid": unit.main_pid, "killMode": unit.kill_mode} if unit else None,
-            **self.extra,
-        }
-
-    def perform(self) -> str:
-        """End the service's process, so that it is started again."""
-        try:
-            self.before = self.known.service.everybody()
-            return self.known.restarter.restart(self.grip, self.way)
-        except RefusedError as error:
-            raise ActError(f"nothing was done: {error}") from None
+    way: Way
+    before: frozenset[ProcessId]
+    aftermath: Callable[[], str]
 
     def verify(self) -> Verification:
         """Wait for the successor, for its answer, and look at what else must be as it was."""
@@ -165,12 +138,13 @@ class RestartCase:
         came = wait_until(self._successor, self.known.clock, patience.successor)
         if came is None:
             why = f"no new process of {name} was seen within {patience.successor:g} s"
-            where = f"See systemctl show -p ActiveState,Result {name} and journalctl -u {name}"
-            return Verification(helped=False, message=f"{why}. {where}")
+            more = self.known.restarter.why_it_did_not_come_back(name, self.way)
+            return Verification(helped=False, message=f"{why}. {more}")
         problem = self._unwell()
         if problem:
             why = f"{name} was started again, but after {patience.answer:g} s it is not well: {problem}"
-            return Verification(helped=False, message=f"{why}. See journalctl -u {name}")
+            more = self.known.restarter.why_it_did_not_come_back(name, self.way)
+            return Verification(helped=False, message=f"{why}. {more}")
         now = self._successor() or came
         started = f"{name} runs anew as process {now.process.pid} (start time {now.process.start_time}) and answers"
         if harm := self.aftermath():
@@ -190,3 +164,96 @@ class RestartCase:
             return not last
 
         return "" if wait_until(well, self.known.clock, self.known.patience.answer) else last
+
+
+@dataclass(slots=True)
+class RestartCase(_Service):
+    """A sick service, held by its pidfd (a Case).
+
+    `aftermath` returns what is wrong beyond the service itself. `extra` is evidence only the action knows.
+    """
+
+    message: str
+    found: Identified
+    grip: Grip
+    way: Way
+    attempts: tuple[Attempt[Any], ...]
+    known: RestartableService
+    aftermath: Callable[[], str] = lambda: ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    before: frozenset[ProcessId] = frozenset()
+
+    def evidence(self) -> Mapping[str, Any]:
+        """Return the process, how it answered, who listens, and how it would be restarted."""
+        return {
+            "process": process_evidence(self.known.procfs, self.known.cgroups, self.grip.process.pid),
+            "attempts": [told(attempt) for attempt in self.attempts],
+            "listening": {"address": self.known.service.address, "inodes": sorted(self.found.sockets)},
+            "restartBy": self.way.text,
+            "unit": _unit(self.way),
+            **self.extra,
+        }
+
+    def perform(self) -> str:
+        """End the service's process, so that it is started again."""
+        try:
+            self.before = self.known.service.everybody()
+            return self.known.restarter.restart(self.grip, self.way)
+        except RefusedError as error:
+            raise ActError(f"nothing was done: {error}") from None
+
+
+@dataclass(slots=True)
+class StartCase(_Service):
+    """A service whose process has ended, and the unit that ran it (a Case). The fields are those of RestartCase."""
+
+    message: str
+    way: Way
+    attempts: tuple[Attempt[Any], ...]
+    known: RestartableService
+    aftermath: Callable[[], str] = lambda: ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    before: frozenset[ProcessId] = frozenset()
+
+    def evidence(self) -> Mapping[str, Any]:
+        """Return how its address answered, and what systemd reports of the unit."""
+        return {
+            "attempts": [told(attempt) for attempt in self.attempts],
+            "restartBy": self.way.text,
+            "unit": _unit(self.way),
+            **self.extra,
+        }
+
+    def perform(self) -> str:
+        """Start the unit."""
+        try:
+            self.before = self.known.service.everybody()
+        except RefusedError as error:
+            raise ActError(f"nothing was done: {error}") from None
+        return self.known.restarter.start(self.way)
+
+
+def has_ended(target: Target, known: RestartableService, ask: Ask) -> tuple[Way, tuple[Attempt[Any], ...]]:
+    """Make sure that a service has ended and that its unit may be started; say how. Raises RefusedError."""
+    service, patience = known.service, known.patience
+    unit = exact_unit(target, service.comm, service.address, known.procfs)
+    service.none_lives()
+    attempts = ask(patience.deadline, min(patience.hedge, patience.deadline / 3))
+    if not refuses(attempts[0]):
+        raise not_confirmed(attempts)
+    return known.restarter.way_to_start(unit), attempts
+
+
+def not_frozen(process: Process, known: RestartableService, kind: str) -> None:
+    """Make sure that a restart is not asked of a service that is only frozen. Raises RefusedError UNSAFE_NOW."""
+    if frozen := known.cgroups.frozen(known.procfs.cgroups(process.pid)):
+        raise refused(
+            RefusalReason.UNSAFE_NOW,
+            f"process {process.pid} is held by the frozen cgroup {frozen}: a thaw lets it go on without any loss, and "
+            f"a restart would not. Thaw it: nodediag remediate ThawCgroup --target {kind}",
+        )
+
+
+def _unit(way: Way) -> dict[str, Any] | None:
+    unit = way.unit
+    return {"name": unit.name, "mainPid": unit.main_pid, "killMode": unit.kill_mode} if unit else None

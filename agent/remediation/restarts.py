@@ -1,4 +1,4 @@
-"""Ends a service in such a way that somebody starts it again: by systemd, else by signals.
+"""Ends a service in such a way that somebody starts it again: by systemd, else by signals. Starts one that has ended.
 
 A service that nobody starts again is not ended at all: a sick kubelet is better than none. From systemd to signals one
 falls back only while systemd has not been asked to do anything.
@@ -15,7 +15,10 @@ from agent.printable import printable
 from agent.remediation.hands import Grip, same_process
 from agent.remediation.remedy import ActError
 from agent.remediation.services import Patience
-from agent.remediation.systemd import BusError, DeclinedError, NoServiceError, Systemd, Unit
+from agent.remediation.systemd import BusError, DeclinedError, NoServiceError, Systemd, Unit, UnitState
+
+START_LIMIT_HIT = "start-limit-hit"
+"""A unit's Result once systemd refuses to start it for a while (systemd.unit(5), StartLimitBurst=)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,49 @@ class Restarter:
             return self._by_signals(process, str(error))
         return Way(f"systemd, unit {unit.name}", unit)
 
+    def way_to_start(self, name: str) -> Way:
+        """Find out whether systemd may start a service again that has ended. Raises RefusedError."""
+        try:
+            state = self._systemd.state(name)
+        except BusError as error:
+            why = f"{error}, and nothing but systemd starts {name}. Start it by hand: systemctl start {name}"
+            raise refused(RefusalReason.UNSAFE_NOW, why) from None
+        _may_be_started(state)
+        return Way(f"systemd, unit {state.unit.name} ({state})", state.unit)
+
+    def start(self, way: Way) -> str:
+        """Start a service that has ended, and return what was done. Raises ActError."""
+        unit = way.unit
+        if unit is None:
+            raise ActError("nothing was done: no unit is known")
+        try:
+            self._systemd.start(unit)
+        except DeclinedError as error:
+            raise ActError(f"{error}; nothing was done. {_see(unit)}") from None
+        except BusError as error:
+            if not error.asked:
+                raise ActError(f"nothing was done: {error}") from None
+            return f"systemd was called to start {unit.name}, but {error}"
+        return f"systemd was called to start {unit.name}"
+
+    def why_it_did_not_come_back(self, name: str, way: Way) -> str:
+        """Return what systemd reports of a unit that does not run again, and what to do, in a sentence or two."""
+        unit = way.unit.name if way.unit else f"{name}.service"
+        journal = f"See journalctl -u {unit}"
+        try:
+            state = self._systemd.state(unit) if way.unit else None
+        except BusError:
+            state = None
+        if state is None:
+            return f"See systemctl show -p ActiveState,Result {unit} and journalctl -u {unit}"
+        if state.result == START_LIMIT_HIT:
+            return (
+                f"systemd reports {state}: it was started too often (StartLimitBurst= of the unit) and systemd does "
+                f"not start it again by itself. {journal} for why it ends, and once that is repaired run: systemctl "
+                f"reset-failed {unit} && systemctl start {unit}"
+            )
+        return f"systemd reports {state}. {journal}"
+
     def restart(self, grip: Grip, way: Way) -> str:
         """End the process and return what was done. Raises ActError."""
         pid = grip.process.pid
@@ -60,9 +106,7 @@ class Restarter:
         try:
             self._systemd.restart(way.unit)
         except DeclinedError as error:
-            raise ActError(
-                f"{error}; nothing was done. See systemctl show -p LoadState,ActiveState,Result {way.unit.name}"
-            ) from None
+            raise ActError(f"{error}; nothing was done. {_see(way.unit)}") from None
         except BusError as error:
             if not error.asked:
                 return self._signal_instead(grip, str(error))
@@ -85,7 +129,8 @@ class Restarter:
                 f"({printable(init.comm, 60) if init else 'not to be seen'}) and its cgroup is no service of systemd; "
                 f"and {why}. Restart it by hand, as it was started",
             )
-        return Way(f"signals, since {why}; {supervisor} is to start it again")
+        unread = "; its Restart= and start limit cannot be read" if supervisor.startswith("systemd ") else ""
+        return Way(f"signals, since {why}; {supervisor} is to start it again{unread}")
 
     def _supervisor(self, process: Process) -> str:
         """Who is to start a process again; empty if nobody is known. Parent 0 lies outside of what can be seen."""
@@ -134,6 +179,36 @@ class Restarter:
             f"systemd was asked to restart {unit.name}, but {why}; process {grip.process.pid} goes on. "
             "See systemctl list-jobs"
         )
+
+
+def _may_be_started(state: UnitState) -> None:
+    """Make sure that a unit has ended and that no administrator forbids its start. Raises RefusedError."""
+    name, load, enabled = state.unit.name, state.load_state, state.unit_file_state
+    if load == "not-found":
+        why = f"systemd has no unit {name} any more (LoadState=not-found): it was removed from this node"
+        raise refused(RefusalReason.TARGET_GONE, why)
+    if "masked" in {load, enabled.removesuffix("-runtime")}:
+        why = f"{name} is masked (LoadState={load}, UnitFileState={enabled}): an administrator forbids its start"
+        raise refused(RefusalReason.UNSAFE_NOW, f"{why}. If it is to run: systemctl unmask {name}, then start it")
+    if load != "loaded":
+        why = f"systemd could not load {name} (LoadState={load})"
+        raise refused(RefusalReason.UNSAFE_NOW, f"{why}. See systemctl show -p LoadError {name}")
+    if enabled == "disabled":
+        why = (
+            f"{name} is disabled (UnitFileState=disabled): it was switched off on purpose, or something else starts it"
+        )
+        raise refused(RefusalReason.UNSAFE_NOW, f"{why}. If it is to run: systemctl enable --now {name}")
+    if state.active_state in {"inactive", "failed"}:
+        return
+    if state.active_state == "active":
+        why = f"{name} runs by now (main process {state.unit.main_pid}). Request a new report"
+        raise refused(RefusalReason.TARGET_CHANGED, why)
+    why = f"systemd is at {name} already ({state}): it starts it by itself, or ends it"
+    raise refused(RefusalReason.NOT_CONFIRMED, f"{why}. If it keeps ending, see journalctl -u {name}")
+
+
+def _see(unit: Unit) -> str:
+    return f"See systemctl show -p LoadState,ActiveState,Result {unit.name}"
 
 
 def service_unit(lines: tuple[str, ...]) -> str:

@@ -12,9 +12,11 @@ from agent.acts import RefusalReason, RefusedError, refused
 from agent.host import cgroups
 from agent.host.listeners import Listeners
 from agent.host.procfs import Process, Procfs
+from agent.host.units import unit_of
 from agent.model import CannotSeeError, ProcessId, Target
 from agent.printable import printable
 from agent.remediation.hands import same_process
+from agent.remediation.systemd import SERVICE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,31 @@ def exact(target: Target, name: str, address: str, procfs: Procfs) -> ProcessId:
     if target.pid is None or target.start_time is None:
         where = f"where it has ended, see systemctl show -p ActiveState,Result {name}"
         raise refused(RefusalReason.TARGET_GONE, f"no process of {name} is named: {where}; there is none to end")
+    _of_this_service(target, name, address, procfs)
+    return ProcessId(target.pid, target.start_time)
+
+
+def exact_unit(target: Target, name: str, address: str, procfs: Procfs) -> str:
+    """Return the systemd service that ran the process which has ended, by its cgroup. Raises RefusedError."""
+    unit = unit_of(target.cgroup)
+    if not SERVICE_NAME.fullmatch(unit):
+        why = f"no process of {name} runs, and {printable(target.cgroup, 120)} is not the cgroup of a systemd service"
+        raise refused(RefusalReason.INEXACT_TARGET, why)
+    _of_this_service(target, name, address, procfs)
+    return unit
+
+
+def is_ended(target: Target) -> bool:
+    """Whether a target is a service whose process has ended, named by the cgroup of the unit that ran it."""
+    return target.pid is None and target.start_time is None and bool(target.cgroup)
+
+
+def _of_this_service(target: Target, name: str, address: str, procfs: Procfs) -> None:
+    """Make sure that a target is of this boot and of the service at this address. Raises RefusedError."""
     this_boot(target, procfs)
     if target.address not in {"", address}:
         why = f"{name} is asked at {address}, not at {printable(target.address, 120)}. Ask for a new report"
         raise refused(RefusalReason.TARGET_CHANGED, why)
-    return ProcessId(target.pid, target.start_time)
 
 
 def this_boot(target: Target, procfs: Procfs) -> None:
@@ -130,6 +152,12 @@ class NodeService:
         except RefusedError:
             return None
         return None if found.process.id in before else found
+
+    def none_lives(self) -> None:
+        """Make sure that no process is the service, or might be. Raises RefusedError."""
+        if living := [str(process.pid) for process in self._candidates()[:8]]:
+            why = f"a process named {self.comm} runs by now: pid {', '.join(living)}. Request a new report"
+            raise refused(RefusalReason.TARGET_CHANGED, why)
 
     def everybody(self) -> frozenset[ProcessId]:
         """Return all processes of this name, wherever they live. Raises RefusedError."""

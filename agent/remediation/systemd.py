@@ -1,7 +1,8 @@
-"""Asks the host's systemd over D-Bus whose process a pid is, and to restart that unit.
+"""Queries the host's systemd over D-Bus about units, and has it start, restart and thaw them.
 
-Three methods of org.freedesktop.systemd1 (org.freedesktop.systemd1(5)) over the system bus: Manager.GetUnitByPID, the
-standard Properties.Get, and Manager.RestartUnit. Each is one short conversation on a connection of its own, held by
+Methods of org.freedesktop.systemd1 (org.freedesktop.systemd1(5)) over the system bus: Manager.GetUnitByPID, GetUnit and
+LoadUnit, the standard Properties.Get, and Manager.ResetFailedUnit, RestartUnit, StartUnit and ThawUnit. Each is one
+short conversation on a connection of its own, held by
 `host.exchange`: one deadline in awake time, bounded in size, and never asked twice. The wire is jeepney's, without its
 sockets, which have no such deadline; it is loaded only where there is a bus.
 
@@ -31,6 +32,14 @@ SERVICE = "org.freedesktop.systemd1.Service"
 UNIT_PATHS = "/org/freedesktop/systemd1/unit/"
 SERVICE_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
 """systemd.unit(5): at most 255 characters."""
+CGROUP_UNITS = {
+    "service": SERVICE,
+    "scope": "org.freedesktop.systemd1.Scope",
+    "slice": "org.freedesktop.systemd1.Slice",
+}
+"""The types of units that own a cgroup with processes, and the interface that has its ControlGroup."""
+FROZEN = frozenset({"freezing", "frozen", "freezing-by-parent", "frozen-by-parent"})
+"""Values of a unit's FreezerState while systemd keeps it frozen; those by a parent came with systemd 256."""
 
 _ERROR = "org.freedesktop.DBus.Error."
 KEPT_OUT = frozenset(
@@ -41,6 +50,8 @@ KEPT_OUT = frozenset(
 UNANSWERED = frozenset(_ERROR + name for name in ("NoReply", "Timeout", "TimedOut", "Disconnected"))
 """Errors by which the bus says that there was no answer, which tells nothing about what was done."""
 NO_SUCH_UNIT = frozenset({"org.freedesktop.systemd1.NoUnitForPID", "org.freedesktop.systemd1.NoSuchUnit"})
+NO_SUCH_PROPERTY = frozenset({_ERROR + "UnknownProperty", _ERROR + "UnknownInterface"})
+"""Answers of a systemd older than the property that is read."""
 
 _HELLO, _CALL = 1, 2
 """Serial numbers of the two messages of a conversation."""
@@ -72,6 +83,26 @@ class Unit:
     kill_mode: str
 
 
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """What systemd reports of a service unit, in its own words (org.freedesktop.systemd1(5)).
+
+    `load_state` is `masked` or `not-found` where an administrator masked it or its file is gone; `result` is why it
+    ended last, such as `start-limit-hit`.
+    """
+
+    unit: Unit
+    load_state: str
+    unit_file_state: str
+    active_state: str
+    sub_state: str
+    result: str
+
+    def __str__(self) -> str:
+        """The states an administrator would read with `systemctl show`."""
+        return f"ActiveState={self.active_state}, SubState={self.sub_state}, Result={self.result}"
+
+
 class Systemd:
     """The host's systemd behind the socket of its system bus."""
 
@@ -98,23 +129,85 @@ class Systemd:
         reply = self._call(*MANAGER, "GetUnitByPID", "u", (pid,), "o")
         if reply.error in NO_SUCH_UNIT:
             return None
-        path = self._value(reply, "GetUnitByPID")
+        return self._path(reply, "GetUnitByPID")
+
+    def state(self, name: str) -> UnitState:
+        """Return what systemd reports of a service, which it loads for that if need be. Raises BusError."""
+        path = self._path(self._call(*MANAGER, "LoadUnit", "s", (name,), "o"), "LoadUnit")
+        main_pid = self._property(path, SERVICE, "MainPID", "u")
+        unit = Unit(self._text(path, UNIT, "Id"), path, main_pid, self._text(path, SERVICE, "KillMode"))
+        return UnitState(
+            unit,
+            load_state=self._text(path, UNIT, "LoadState"),
+            unit_file_state=self._text(path, UNIT, "UnitFileState"),
+            active_state=self._text(path, UNIT, "ActiveState"),
+            sub_state=self._text(path, UNIT, "SubState"),
+            result=self._text(path, SERVICE, "Result"),
+        )
+
+    def freezer_state(self, name: str, cgroup: str) -> str:
+        """Return FreezerState of the unit that owns a cgroup; empty if that unit does not exist or owns another cgroup.
+
+        A container that runs a systemd of its own has cgroups with names of units, too. Raises BusError.
+        """
+        interface = CGROUP_UNITS.get(name.rpartition(".")[2], "")
+        reply = self._call(*MANAGER, "GetUnit", "s", (name,), "o")
+        if not interface or reply.error in NO_SUCH_UNIT:
+            return ""
+        path = self._path(reply, "GetUnit")
+        if self._text(path, interface, "ControlGroup") != cgroup:
+            return ""
+        return self._text(path, UNIT, "FreezerState", optional=True)
+
+    def restart(self, unit: Unit) -> None:
+        """Queue a job that restarts the unit; it goes on by itself. Raises BusError, DeclinedError.
+
+        systemd would stop a unit whose start limit is used up and then not start it: so the count of its starts is
+        reset before.
+        """
+        self._reset_failed(unit.name)
+        self._order("RestartUnit", unit.name, "ss", (unit.name, "replace"), "o")
+
+    def start(self, unit: Unit) -> None:
+        """Queue a job that starts the unit; nothing happens if it runs. Raises BusError, DeclinedError."""
+        self._reset_failed(unit.name)
+        self._order("StartUnit", unit.name, "ss", (unit.name, "replace"), "o")
+
+    def thaw(self, name: str) -> None:
+        """Thaw the cgroup of a unit; returns once it is thawed. Raises BusError, DeclinedError."""
+        self._order("ThawUnit", name, "s", (name,), "")
+
+    def _reset_failed(self, name: str) -> None:
+        """Reset what systemd counts of a unit's starts. Raises BusError, which leaves the unit as it was."""
+        try:
+            self._order("ResetFailedUnit", name, "s", (name,), "")
+        except BusError as error:
+            raise BusError(str(error), asked=False) from None
+
+    def _order(self, method: str, name: str, signature: str, body: tuple[Any, ...], expected: str) -> None:
+        reply = self._call(*MANAGER, method, signature, body, expected)
+        if reply.error in KEPT_OUT | UNANSWERED:
+            why = f"{method} of {name} could not be called: {reply.problem}"
+            raise BusError(why, asked=reply.error in UNANSWERED)
+        if reply.error:
+            raise DeclinedError(f"systemd declines {method} of {name}: {reply.problem}")
+
+    def _path(self, reply: "Reply", what: str) -> str:
+        path = self._value(reply, what)
         if not path.startswith(UNIT_PATHS):
             raise BusError(f"systemd names a unit {printable(path, MAX_TEXT)}, which is none", asked=False)
         return str(path)
 
-    def restart(self, unit: Unit) -> None:
-        """Queue a job that restarts the unit; it goes on by itself. Raises BusError, DeclinedError."""
-        reply = self._call(*MANAGER, "RestartUnit", "ss", (unit.name, "replace"), "o")
-        if reply.error in KEPT_OUT | UNANSWERED:
-            why = f"systemd could not be asked to restart {unit.name}: {reply.problem}"
-            raise BusError(why, asked=reply.error in UNANSWERED)
-        if reply.error:
-            raise DeclinedError(f"systemd does not restart {unit.name}: {reply.problem}")
+    def _text(self, path: str, interface: str, name: str, *, optional: bool = False) -> str:
+        value = self._property(path, interface, name, "s", optional=optional)
+        return printable(value or "", MAX_TEXT)
 
-    def _property(self, path: str, interface: str, name: str, kind: str) -> Any:  # noqa: ANN401 - as `kind` says
+    def _property(self, path: str, interface: str, name: str, kind: str, *, optional: bool = False) -> Any:  # noqa: ANN401
+        """Read a property of the type `kind`; None if it is optional and this systemd has none."""
         properties = "org.freedesktop.DBus.Properties"
         reply = self._call(path, properties, "Get", "ss", (interface, name), "v" + kind)
+        if optional and reply.error in NO_SUCH_PROPERTY:
+            return None
         return self._value(reply, name)
 
     def _value(self, reply: "Reply", what: str) -> Any:  # noqa: ANN401 - as was asked for
@@ -232,6 +325,8 @@ class _Conversation:
         variant, kind = self._expected[:1] == "v", self._expected[-1:]
         if signature != self._expected[:1]:
             raise NoAnswerError(Ending.MALFORMED, f"an answer of type {printable(signature, 20)!r}")
+        if not kind:
+            return None
         if not variant:
             return self._value(header, message, at, kind)
         if message[at : at + 3] != b"\x01" + kind.encode() + b"\0":

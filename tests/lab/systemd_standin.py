@@ -1,7 +1,9 @@
 """A real system bus with a stand-in of systemd on it, for machines that have no systemd.
 
-The bus is Debian's dbus-daemon, private, with a socket and a configuration of its own. The manager answers the three
-calls by which a unit is found and restarted, with the names and errors of org.freedesktop.systemd1(5).
+The bus is Debian's dbus-daemon, private, with a socket and a configuration of its own. The manager answers the calls by
+which units are found, started, restarted and thawed, with the names and errors of org.freedesktop.systemd1(5), and does
+what systemd was measured to do in tests/vm: a restart of a unit whose start limit is used up stops it and does not
+start it, unless its count was reset before; LoadUnit finds every name, GetUnit only loaded units.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -88,11 +90,27 @@ class UnitStandin:
     name: str
     main_pid: int
     kill_mode: str = "process"
+    active_state: str = "active"
+    sub_state: str = "running"
+    result: str = "success"
+    load_state: str = "loaded"
+    unit_file_state: str = "enabled"
+    freezer_state: str = "running"
+    control_group: str = ""
 
     @property
     def path(self) -> str:
         """Its object path: what is no letter or digit is written as _XX."""
         return _UNITS + re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", self.name)
+
+
+JOBS = frozenset({"RestartUnit", "StartUnit", "ResetFailedUnit", "ThawUnit"})
+NOT_FOUND: dict[str, str] = {
+    "load_state": "not-found",
+    "unit_file_state": "",
+    "active_state": "inactive",
+    "sub_state": "dead",
+}
 
 
 def _no_restart(name: str) -> None:
@@ -103,8 +121,11 @@ def _no_restart(name: str) -> None:
 class SystemdStandin:
     """The manager, as a context manager on a bus.
 
-    ``unit_of`` tells the unit of a pid; ``restart`` does what a restart does, after its answer was sent. ``silent``:
-    methods that are not answered. ``calls`` are the methods called, with what was told.
+    ``unit_of`` tells the unit of a pid; ``restart`` does what a restart does, after its answer was sent, ``start`` and
+    ``thaw`` likewise, and ``stop`` what is left of a restart once the start limit is used up. ``units`` are loaded from
+    the beginning, ``limited`` the names of those whose start limit is used up. ``silent``: methods that are not
+    answered; ``declines``: the error that a job is answered with; ``lacks``: properties this systemd is too old for.
+    ``calls`` are the methods called, with what was told.
     """
 
     bus: PrivateBus
@@ -112,11 +133,17 @@ class SystemdStandin:
     restart: Callable[[str], None] = _no_restart
     silent: frozenset[str] = frozenset()
     declines: str = ""
+    start: Callable[[str], None] = _no_restart
+    stop: Callable[[str], None] = _no_restart
+    thaw: Callable[[str], None] = _no_restart
+    units: tuple[UnitStandin, ...] = ()
+    limited: set[str] = field(default_factory=set)
+    lacks: frozenset[str] = frozenset()
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
-        self._units: dict[str, UnitStandin] = {}
+        self._units = {unit.path: unit for unit in self.units}
         self._thread = threading.Thread(target=self._serve, name="lab-systemd", daemon=True)
         self._connection: DBusConnection | None = None
 
@@ -154,24 +181,80 @@ class SystemdStandin:
         reply = self._reply(message, method, fields[HeaderFields.path])
         if method not in self.silent:
             connection.send(reply)
-        if method == "RestartUnit" and not self.declines:
-            self.restart(message.body[0])
+        if method in JOBS and not self.declines:
+            self._work(method, message.body[0])
+
+    def _work(self, method: str, name: str) -> None:
+        unit = self._named(name)
+        if method == "ThawUnit":
+            if unit.freezer_state != "running":
+                self._put(replace(unit, freezer_state="running"))
+                self.thaw(name)
+        elif method == "ResetFailedUnit":
+            self.limited.discard(name)
+        elif method == "StartUnit" and unit.active_state == "active":
+            return
+        elif name in self.limited:
+            self._put(replace(unit, active_state="failed", sub_state="failed", result="start-limit-hit", main_pid=0))
+            if method == "RestartUnit":
+                self.stop(name)
+        else:
+            (self.restart if method == "RestartUnit" else self.start)(name)
+
+    def _named(self, name: str) -> UnitStandin:
+        return self._units.get(UnitStandin(name, 0).path, UnitStandin(name, 0, **NOT_FOUND))
+
+    def _put(self, unit: UnitStandin) -> None:
+        self._units[unit.path] = unit
 
     def _reply(self, message: Message, method: str, path: str) -> Message:
+        if method in {"GetUnitByPID", "GetUnit", "LoadUnit"}:
+            return self._found(message, method)
+        if method in JOBS:
+            return self._taken(message, method)
+        if method == "Get":
+            return self._property(message, self._units[path], *message.body)
+        return new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (method,))
+
+    def _found(self, message: Message, method: str) -> Message:
         if method == "GetUnitByPID":
             unit = self.unit_of(message.body[0])
-            if unit is None:
-                text = f"PID {message.body[0]} does not belong to any loaded unit."
-                return new_error(message, f"{_NAME}.NoUnitForPID", "s", (text,))
-            self._units[unit.path] = unit
-            return new_method_return(message, "o", (unit.path,))
-        if method == "RestartUnit":
-            if self.declines:
-                return new_error(message, self.declines, "s", ("it is not to be",))
-            return new_method_return(message, "o", (f"/org/freedesktop/systemd1/job/{len(self.calls)}",))
-        if method == "Get":
-            unit, (interface, name) = self._units[path], message.body
-            values = {"Id": ("s", unit.name), "MainPID": ("u", unit.main_pid), "KillMode": ("s", unit.kill_mode)}
-            assert interface == (f"{_NAME}.Unit" if name == "Id" else f"{_NAME}.Service")
-            return new_method_return(message, "v", (values[name],))
-        return new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (method,))
+            error, text = "NoUnitForPID", f"PID {message.body[0]} does not belong to any loaded unit."
+        else:
+            named = self._named(message.body[0])
+            unit = named if method == "LoadUnit" or named.path in self._units else None
+            error, text = "NoSuchUnit", f"Unit {named.name} not loaded."
+        if unit is None:
+            return new_error(message, f"{_NAME}.{error}", "s", (text,))
+        self._put(unit)
+        return new_method_return(message, "o", (unit.path,))
+
+    def _taken(self, message: Message, method: str) -> Message:
+        if method in {"ResetFailedUnit", "ThawUnit"}:
+            return new_method_return(message)
+        if self.declines:
+            return new_error(message, self.declines, "s", ("it is not to be",))
+        return new_method_return(message, "o", (f"/org/freedesktop/systemd1/job/{len(self.calls)}",))
+
+    def _property(self, message: Message, unit: UnitStandin, interface: str, name: str) -> Message:
+        own = f"{_NAME}.{unit.name.rpartition('.')[2].capitalize()}"
+        values: dict[str, dict[str, Any]] = {
+            f"{_NAME}.Unit": {
+                "Id": unit.name,
+                "LoadState": unit.load_state,
+                "UnitFileState": unit.unit_file_state,
+                "ActiveState": unit.active_state,
+                "SubState": unit.sub_state,
+                "FreezerState": unit.freezer_state,
+            },
+            own: {
+                "MainPID": unit.main_pid,
+                "KillMode": unit.kill_mode,
+                "Result": unit.result,
+                "ControlGroup": unit.control_group,
+            },
+        }
+        value = values.get(interface, {}).get(name)
+        if value is None or name in self.lacks:
+            return new_error(message, "org.freedesktop.DBus.Error.UnknownProperty", "s", (f"Unknown property {name}",))
+        return new_method_return(message, "v", (("u" if name == "MainPID" else "s", value),))

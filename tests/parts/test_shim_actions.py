@@ -23,6 +23,7 @@ from agent.model import Action, Finding, Target, TargetKind
 from agent.remediation.actions.kill_shim import KillShim
 from agent.remediation.actions.thaw_cgroup import ThawCgroup
 from agent.remediation.remedy import Remedy, Verification
+from agent.remediation.systemd import Systemd
 from tests.lab import cgroups as lab_cgroups
 from tests.lab import shim_faults
 from tests.lab.containerd import Containerd
@@ -57,7 +58,8 @@ class Node:
 
     def thaw_cgroup(self, sysfs: str = "/sys") -> ThawCgroup:
         bundles = Bundles(str(self.containerd.state_dir), NAMESPACES)
-        return ThawCgroup(PROCFS, CGROUPS, bundles, CLOCK, sysfs=sysfs, namespaces=NAMESPACES)
+        systemd = Systemd("/nonexistent/bus", CLOCK)
+        return ThawCgroup(PROCFS, CGROUPS, bundles, CLOCK, sysfs=sysfs, systemd=systemd, namespaces=NAMESPACES)
 
     def finding(self, reason: str, container: Container) -> Finding:
         """What the detector itself says of the container's shim, once it says so."""

@@ -1,11 +1,15 @@
 """RestartContainerd: ends a containerd that hangs or refuses, so that its supervisor starts it again.
 
+One that has ended is started by systemd, where the unit that ran it is known. One whose cgroup is frozen is left alone:
+a thaw is all it needs, and its shims, which systemd has in the same cgroup.
+
 Shims and containers go on without containerd, and a new one finds them by their sockets. But it asks each shim when it
 starts, and cleans the pod of one that does not answer up: so no shim may be hung at that moment, and all shims that run
 are remembered and looked for afterwards. The same cleaning up is what mends a bundle whose shim is dead.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,15 +29,18 @@ from agent.remediation.restart_case import (
     ASK_SECONDS,
     RestartableService,
     RestartCase,
+    StartCase,
     consistent,
     described,
     fails_twice,
     grown_up,
+    has_ended,
+    not_frozen,
     refuses,
     times_out,
 )
 from agent.remediation.restarts import Restarter, Way
-from agent.remediation.services import Identified, NodeService, Patience, exact, this_boot
+from agent.remediation.services import Identified, NodeService, Patience, exact, is_ended, this_boot
 from agent.remediation.systemd import Systemd
 from agent.remediation.waiting import wait_until
 
@@ -56,8 +63,8 @@ class Neighbours:
 class RestartContainerd:
     """The action. `patience` holds the settings of the container_runtime detector; `address` is the socket it asks.
 
-    `hung_shims` returns how many shims the board has as hung. `inventory` and `shims` are senses of this action's own:
-    those of the detector are in use by its thread.
+    `hung_shims` counts the shims the board has as hung by the action that is recommended for them. `inventory` and
+    `shims` are senses of this action's own: those of the detector are in use by its thread.
     """
 
     action: ClassVar[Action] = Action.RESTART_CONTAINERD
@@ -68,13 +75,16 @@ class RestartContainerd:
     }
     does: ClassVar[str] = (
         "Restarts containerd: by systemd over D-Bus where the host's system bus is mounted (SIGKILL if its process has "
-        "not ended after 10 s), else by SIGTERM, and SIGKILL after 5 s, leaving the start to its supervisor."
+        "not ended after 10 s; what systemd counts of its starts is reset before, so that no start limit keeps it "
+        "down), else by SIGTERM, and SIGKILL after 5 s, leaving the start to its supervisor. A containerd that has "
+        "ended is started by systemd."
     )
     requires: ClassVar[str] = (
         "The process must be named containerd, live outside of every container and hold containerd's socket (or, if "
         "nobody listens, be the only one of that name); it must fail afresh in the same way, or the shim still be "
         "dead; every shim must answer; its unit must spare the shims (KillMode=process); and somebody must be seen who "
-        "starts it again: its systemd service, or a parent other than pid 1."
+        "starts it again: its systemd service, or a parent other than pid 1; and its cgroup must not be frozen. Where "
+        "it has ended, the unit that ran it must be known, loaded and inactive, and neither masked nor disabled."
     )
     verifies: ClassVar[str] = (
         "A containerd with a new start time runs within 30 s and answers CRI Version within 30 s more, every shim that "
@@ -97,7 +107,7 @@ class RestartContainerd:
         systemd: Systemd,
         inventory: InventorySense,
         shims: ShimSense,
-        hung_shims: Callable[[], int],
+        hung_shims: Callable[[], Counter[Action]],
         clock: Clock,
         patience: Patience,
     ) -> None:
@@ -113,13 +123,17 @@ class RestartContainerd:
         self._known = RestartableService(service, restarter, self._problem, procfs, cgroups, clock, patience)
 
     @contextmanager
-    def confirm(self, target: Target, finding: Finding) -> Iterator[RestartCase]:
+    def confirm(self, target: Target, finding: Finding) -> Iterator[RestartCase | StartCase]:
         """See Remedy."""
         dead = target.kind is TargetKind.SHIM
         this_boot(target, self._procfs)
+        if not dead and is_ended(target):
+            yield self._to_be_started(target)
+            return
         process = self._known.service.find().process.id if dead else exact(target, COMM, self._address, self._procfs)
         with held(process, self._procfs) as grip:
             found = self._known.service.identify(grip.process)
+            not_frozen(found.process, self._known, COMM)
             way = self._known.restarter.way(found.process)
             self._no_known_hung_shim()
             attempts = () if dead else self._failing(finding.reason, found, grip)
@@ -139,10 +153,26 @@ class RestartContainerd:
                 attempts=attempts,
                 known=self._known,
                 aftermath=lambda: self._aftermath(neighbours.shims, target if dead else None),
-                extra={"shims": [{"pid": p.pid, "startTime": p.start_time} for p in neighbours.shims]},
+                extra=_evidence(neighbours),
             )
 
     # -- before ---------------------------------------------------------------
+
+    def _to_be_started(self, target: Target) -> StartCase:
+        """Open the case of a containerd that has ended. A start loads the shims as a restart does."""
+        way, attempts = has_ended(target, self._known, self._ask)
+        self._no_known_hung_shim()
+        neighbours = self._neighbours()
+        self._all_shims_answer(neighbours.inventory)
+        return StartCase(
+            message=f"no containerd runs, and nothing listens at {self._address}; {len(neighbours.shims)} shims run. "
+            f"To be started by {way.text}",
+            way=way,
+            attempts=attempts,
+            known=self._known,
+            aftermath=lambda: self._aftermath(neighbours.shims, None),
+            extra=_evidence(neighbours),
+        )
 
     def _failing(self, reason: str, found: Identified, grip: Grip) -> tuple[Attempt[Any], ...]:
         match reason:
@@ -157,9 +187,10 @@ class RestartContainerd:
         return attempts
 
     def _no_known_hung_shim(self) -> None:
-        count = self._hung_shims()
-        if count:
-            raise _hung(f"{count} shims are hung (ContainerdShimHung)" if count > 1 else "a shim is hung")
+        hung = self._hung_shims()
+        if count := hung.total():
+            what = f"{count} shims are hung (ContainerdShimHung)" if count > 1 else "a shim is hung"
+            raise _hung(what, sorted(action for action in hung if action is not Action.NONE))
 
     def _neighbours(self) -> Neighbours:
         try:
@@ -211,7 +242,13 @@ class RestartContainerd:
         silent = [by_address[a] for a, answer in answers.items() if _hangs(answer)]
         if silent:
             listed = ", ".join(_whose(shim) for shim in silent[:SHOWN])
-            raise _hung(f"{len(silent)} of {len(answers)} shims do not answer within {SHIM_SECONDS:g} s: {listed}")
+            what = f"{len(silent)} of {len(answers)} shims do not answer within {SHIM_SECONDS:g} s: {listed}"
+            raise _hung(what, sorted({self._what_helps(shim) for shim in silent}))
+
+    def _what_helps(self, shim: Shim) -> Action:
+        """Return the gentlest action that lets a silent shim answer."""
+        lines = self._procfs.cgroups(shim.process.pid) if shim.process else ()
+        return Action.THAW_CGROUP if self._known.cgroups.frozen(lines) else Action.KILL_SHIM
 
     # -- after ------------------------------------------------------------------
 
@@ -249,9 +286,14 @@ def _hangs(answer: ShimAnswer) -> bool:
     return answer.outcome is Outcome.WAITING or bool(answer.states_waiting)
 
 
-def _hung(what: str) -> Exception:
-    why = "a containerd that is restarted while a shim is hung can clean that pod up. Deal with them first (KillShim)"
+def _hung(what: str, helps: Iterable[Action]) -> Exception:
+    first = f"Deal with them first ({' or '.join(helps) or 'see nodediag report'})"
+    why = f"a containerd that starts while a shim is hung can clean that pod up. {first}"
     return refused(RefusalReason.UNSAFE_NOW, f"{what}; {why}")
+
+
+def _evidence(neighbours: Neighbours) -> dict[str, Any]:
+    return {"shims": [{"pid": p.pid, "startTime": p.start_time} for p in neighbours.shims]}
 
 
 def _spares(way: Way, neighbours: Neighbours) -> None:

@@ -1,5 +1,8 @@
 """RestartKubelet: ends a kubelet that hangs, refuses or says that it is ill, so that its supervisor starts it again.
 
+One that has ended is started by systemd, where the unit that ran it is known. One whose cgroup is frozen is left alone:
+a thaw is all it needs.
+
 Pods go on without a kubelet; probes, new pods and deletions wait for it. What a restart cannot mend is a kubelet that
 is only slow (the node lacks CPU), or a URL that is wrong (3xx, 4xx): neither is a ground for it.
 """
@@ -21,16 +24,19 @@ from agent.remediation.restart_case import (
     ASK_SECONDS,
     RestartableService,
     RestartCase,
+    StartCase,
     consistent,
     described,
     fails_twice,
     grown_up,
+    has_ended,
     not_confirmed,
+    not_frozen,
     refuses,
     times_out,
 )
 from agent.remediation.restarts import Restarter
-from agent.remediation.services import NodeService, Patience, exact
+from agent.remediation.services import NodeService, Patience, exact, is_ended
 from agent.remediation.systemd import Systemd
 
 COMM = "kubelet"
@@ -48,12 +54,16 @@ class RestartKubelet:
     }
     does: ClassVar[str] = (
         "Restarts the kubelet: by systemd over D-Bus where the host's system bus is mounted (SIGKILL if its process "
-        "has not ended after 10 s), else by SIGTERM, and SIGKILL after 5 s, leaving the start to its supervisor."
+        "has not ended after 10 s; what systemd counts of its starts is reset before, so that no start limit "
+        "keeps it down), else by SIGTERM, and SIGKILL after 5 s, leaving the start to its supervisor. A kubelet that "
+        "has ended is started by systemd."
     )
     requires: ClassVar[str] = (
         "The process must be named kubelet, live outside of every container and hold the socket its healthz is asked "
         "at (or, if nobody listens, be the only one of that name); healthz must fail afresh in the same way; and "
-        "somebody must be seen who starts it again: its systemd service, or a parent other than pid 1."
+        "somebody must be seen who starts it again: its systemd service, or a parent other than pid 1; and its cgroup "
+        "must not be frozen. Where it has ended, the unit that ran it must be known, loaded and inactive, and neither "
+        "masked nor disabled."
     )
     verifies: ClassVar[str] = (
         "A kubelet with a new start time runs within 30 s and answers its healthz with 200 within 30 s more."
@@ -87,13 +97,19 @@ class RestartKubelet:
         self._known = RestartableService(service, restarter, self._problem, procfs, cgroups, clock, patience)
 
     @contextmanager
-    def confirm(self, target: Target, finding: Finding) -> Iterator[RestartCase]:
+    def confirm(self, target: Target, finding: Finding) -> Iterator[RestartCase | StartCase]:
         """See Remedy."""
         problem = self._network_problem() if is_loopback(self._url) else None
         if problem:
             raise refused(RefusalReason.CANNOT_SEE, f"{self._url} cannot be asked from here: {problem}")
+        if is_ended(target):
+            way, attempts = has_ended(target, self._known, self._ask)
+            message = f"no kubelet runs, and nothing listens at {self._url}. To be started by {way.text}"
+            yield StartCase(message=message, way=way, attempts=attempts, known=self._known)
+            return
         with held(exact(target, COMM, self._url, self._procfs), self._procfs) as grip:
             found = self._known.service.identify(grip.process)
+            not_frozen(found.process, self._known, COMM)
             way = self._known.restarter.way(found.process)
             attempts = self._failing(finding.reason, found.process, grip)
             consistent(found, self._url, attempts)

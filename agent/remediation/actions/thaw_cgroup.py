@@ -4,11 +4,13 @@ A frozen process is healthy and does nothing: a frozen shim looks hung, a frozen
 on where it stood, so this is the gentlest of all actions, where the freeze is nobody's intention. It is somebody's when
 containerd itself has paused the container, and then nothing is done. Other freezers (a debugger, a checkpoint, an
 operator) leave no word about why; the finding names the cgroup, and whoever asks for the thaw has to know.
+
+A unit that systemd froze is thawed by systemd, which would otherwise go on taking it for frozen.
 """
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,12 +23,15 @@ from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import Procfs
 from agent.host.shims import Outcome, ShimAnswer, ShimQuery
 from agent.model import Action, Finding, ProcessId, Target, TargetKind
-from agent.remediation import cgroup_switch
-from agent.remediation.cgroup_switch import Switch
 from agent.remediation.hands import Grip, held, same_process
 from agent.remediation.process_evidence import process_evidence
 from agent.remediation.remedy import Case, Verification
 from agent.remediation.shim_probe import PAUSED, PAUSING, STATUS_NAMES, ShimProbe
+from agent.remediation.systemd import Systemd
+from agent.remediation.thawing import Thaw, Thawer
+
+_SERVICES = frozenset({TargetKind.KUBELET, TargetKind.CONTAINERD})
+"""Targets that are in no container, so that none can have been paused with it."""
 
 ASK_SECONDS = 2.0
 """How long a shim may take to say whether its container is paused."""
@@ -38,15 +43,25 @@ class ThawCgroup:
     """Thaws what was told to freeze: a process's own cgroup or one above it."""
 
     action: ClassVar[Action] = Action.THAW_CGROUP
-    targets: ClassVar[tuple[TargetKind, ...]] = (TargetKind.SHIM, TargetKind.PROCESS, TargetKind.CONTAINER)
+    targets: ClassVar[tuple[TargetKind, ...]] = (
+        TargetKind.SHIM,
+        TargetKind.PROCESS,
+        TargetKind.CONTAINER,
+        TargetKind.KUBELET,
+        TargetKind.CONTAINERD,
+    )
     mends: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "ContainerdShimHung": ("ShimUnresponsive",),
         "ContainerdShimLeaked": ("ShimWithoutContainers",),
         "ExcessiveDefunctProcesses": ("ParentNotReaping", "PidExhaustionAhead"),
+        "KubeletHealthzFailing": ("HealthzTimeout",),
+        "ContainerRuntimeUnresponsive": ("CRITimeout",),
     }
     does: ClassVar[str] = (
-        "Thaws the cgroup that was told to freeze and holds the process: freezer.state=THAWED on cgroup v1, "
-        "cgroup.freeze=0 on v2."
+        "Thaws the cgroup that was told to freeze and holds the process: by systemd over D-Bus (ThawUnit) where "
+        "systemd froze the unit that owns it, else by the cgroup's own file: freezer.state=THAWED on cgroup v1, "
+        "cgroup.freeze=0 on v2. Where the host's system bus is not mounted, a unit that systemd froze keeps "
+        "FreezerState=frozen."
     )
     requires: ClassVar[str] = (
         "The process is in a frozen cgroup now, the one the finding names if it names one; it is no hierarchy's root, "
@@ -66,13 +81,14 @@ class ThawCgroup:
         clock: Clock,
         *,
         sysfs: str,
+        systemd: Systemd,
         namespaces: tuple[str, ...],
     ) -> None:
         self._procfs = procfs
         self._cgroups = cgroups
         self._bundles = bundles
         self._clock = clock
-        self._sysfs = sysfs
+        self._thawer = Thawer(systemd, sysfs)
         self._namespaces = namespaces
 
     @contextmanager
@@ -87,15 +103,15 @@ class ThawCgroup:
                 raise refused(RefusalReason.TARGET_CHANGED, why)
             lines = self._procfs.cgroups(process.pid)
             told = self._frozen_by(lines, finding)
-            bundle = self._bundle(target, lines)
+            bundle = None if target.kind in _SERVICES else self._bundle(target, lines)
             if bundle is not None and target.kind is not TargetKind.SHIM:
                 self._require_not_paused(bundle)
-            with self._switch(told) as switch:
+            with self._thawer.prepared(self._cgroups.freezes(lines) or (told,)) as thaw:
                 yield _Thawed(
-                    message=f"process {process.pid} ({process.comm}) is in the frozen cgroup {told.path}",
+                    message=f"process {process.pid} ({process.comm}) is in the frozen cgroup {told.path}{thaw.by}",
                     grip=grip,
                     told=told,
-                    switch=switch,
+                    thaw=thaw,
                     shim=bundle if target.kind is TargetKind.SHIM else None,
                     procfs=self._procfs,
                     cgroups=self._cgroups,
@@ -113,7 +129,7 @@ class ThawCgroup:
         if told is None:
             why = f"cgroup {frozen} is frozen by one above its pod's, which holds other pods too: thaw that by hand"
             raise refused(RefusalReason.UNSAFE_NOW, why)
-        named = finding.values.get("frozenCgroup")
+        named = finding.values.get("frozenCgroup") or finding.values.get("frozen_cgroup")
         if named and named != told.path:
             why = f"process {pid} is frozen by cgroup {told.path} by now, not {named}. Ask for a new report"
             raise refused(RefusalReason.TARGET_CHANGED, why)
@@ -138,26 +154,15 @@ class ThawCgroup:
             why = f"an operation on container {short} is under way, perhaps a pause: its shim does not tell its state"
             raise refused(RefusalReason.UNSAFE_NOW, why, 10.0)
 
-    @contextmanager
-    def _switch(self, told: Freeze) -> Iterator[Switch]:
-        """Hold what thaws it, so that a dry run fails where the act would."""
-        with ExitStack() as holding:
-            try:
-                switch = holding.enter_context(cgroup_switch.opened(self._sysfs, told.directory, told.switch))
-            except OSError as error:
-                why = f"cgroup {told.path} cannot be thawed from here: {cgroup_switch.why_not(error)}"
-                raise refused(RefusalReason.CANNOT_SEE, why) from None
-            yield switch
-
 
 @dataclass(slots=True)
 class _Thawed:
-    """A process found frozen just now, and the switch of the cgroup that keeps it; `shim`: the bundle to ask it by."""
+    """A process found frozen just now, and how its cgroup is thawed; `shim`: the bundle to ask it by."""
 
     message: str
     grip: Grip
     told: Freeze
-    switch: Switch
+    thaw: Thaw
     shim: Bundle | None
     procfs: Procfs
     cgroups: Cgroups
@@ -173,8 +178,7 @@ class _Thawed:
 
     def perform(self) -> str:
         """Thaw the cgroup."""
-        self.switch.turn(self.told.thawed)
-        return f"cgroup {self.told.path} was thawed"
+        return self.thaw.perform()
 
     def verify(self) -> Verification:
         """Look whether the process is in no frozen cgroup any more, and whether the shim answers."""

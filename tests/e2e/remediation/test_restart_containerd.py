@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class Bench:
             systemd=Systemd(self.bus or str(self.node.root / "no-bus"), RealClock()),
             inventory=InventorySense(self.bundles, procfs, Pods(self.bundles, procfs), self.namespaces),
             shims=ShimSense(RealClock()),
-            hung_shims=lambda: self.hung,
+            hung_shims=lambda: Counter({Action.KILL_SHIM: self.hung} if self.hung else {}),
             clock=RealClock(),
             patience=PATIENCE,
         )

@@ -250,7 +250,7 @@ def test_a_restart_that_went_unanswered_but_came_is_told_so(
 def test_where_the_restart_alone_is_forbidden_signals_do_it(node: FakeNode, kubelet: subprocess.Popen[bytes]) -> None:
     with PrivateBus(DENY_RESTART) as bus, SystemdStandin(bus, unit_of(kubelet.pid)):
         said = end_by_systemd(node, kubelet, bus)
-    assert "was ended with SIGTERM (by signals, since systemd could not be asked" in said
+    assert "was ended with SIGTERM (by signals, since RestartUnit of kubelet.service could not be called" in said
     assert "AccessDenied" in said
     assert kubelet.wait(5) == -signal.SIGTERM
 

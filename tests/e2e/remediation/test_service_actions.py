@@ -3,6 +3,7 @@
 import json
 import signal
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -303,7 +304,7 @@ def containerd_remedy(
         systemd=Systemd(bus, clock),
         inventory=InventorySense(bundles, PROCFS, Pods(bundles, PROCFS), NAMESPACES),
         shims=ShimSense(clock),
-        hung_shims=lambda: hung,
+        hung_shims=lambda: Counter({Action.KILL_SHIM: hung} if hung else {}),
         clock=clock,
         patience=replace(PATIENCE, **more),
     )

@@ -19,7 +19,7 @@ from agent.detectors.container_runtime import (
 from agent.host.bundles import TASKS
 from agent.host.containerd import RuntimeAnswer
 from agent.host.exchange import Attempt, Ending, Phase
-from agent.host.service import Lifetime
+from agent.host.service import Halt, Lifetime
 from agent.model import (
     Action,
     CannotSeeError,
@@ -111,6 +111,53 @@ def test_a_lost_connection_alone_is_a_suspicion() -> None:
     finding = only(check(ended(Ending.TIMEOUT), answered(RuntimeAnswer(0))))
     assert (finding.reason, finding.sightings) == (TIMEOUT, 1)
     assert "A second connection beside it: answered after 1 ms." in finding.message
+
+
+UNIT = "/system.slice/containerd.service"
+
+
+def test_a_containerd_that_has_ended_is_started_where_its_unit_is_known() -> None:
+    known = only(check(ended(Ending.REFUSED), life=Lifetime(ended=CONTAINERD, cgroup=UNIT), refused_seconds=60))
+    assert known.recommended_action is Action.RESTART_CONTAINERD
+    assert known.target == Target(TargetKind.CONTAINERD, boot_id=BOOT, cgroup=UNIT, address=ADDRESS)
+    assert known.values["unit"] == "containerd.service"
+    unknown = only(check(ended(Ending.REFUSED), life=Lifetime(ended=CONTAINERD), refused_seconds=60))
+    assert unknown.recommended_action is Action.NONE
+    assert "systemctl list-unit-files '*containerd*'" in unknown.message
+
+
+def test_one_without_a_process_that_takes_connections_is_not_started() -> None:
+    """A socket unit may hold them; what has ended is not what is asked."""
+    timeout = ended(Ending.TIMEOUT)
+    finding = only(check(timeout, timeout, life=Lifetime(ended=CONTAINERD, cgroup=UNIT)))
+    assert finding.recommended_action is Action.NONE
+
+
+def halt_of(halt: Halt, life: Lifetime = OLD) -> Finding:
+    attempts = (ended(Ending.TIMEOUT), ended(Ending.TIMEOUT, seconds=4.0))
+    return only(detector().check(Observation(ADDRESS, attempts, life, 0.0, BOOT, halt)))
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "text"),
+    [
+        (UNIT, "Process 701 is frozen with its cgroup /system.slice/containerd.service (unit containerd.service)."),
+        ("/system.slice", "Process 701 is frozen with its cgroup /system.slice."),
+    ],
+)
+def test_a_frozen_containerd_is_to_be_thawed(cgroup: str, text: str) -> None:
+    finding = halt_of(Halt("", cgroup), Lifetime(CONTAINERD, 3600.0, cgroup=UNIT))
+    assert (finding.reason, finding.recommended_action) == (TIMEOUT, Action.THAW_CGROUP)
+    assert finding.values["frozen_cgroup"] == cgroup
+    assert text in finding.message
+    assert "hung shims" not in finding.message, "its shims are frozen with it, and no restart is due"
+
+
+@pytest.mark.parametrize(("state", "text"), [("T", "`kill -CONT 701` lets it go on"), ("t", "a debugger holds it")])
+def test_a_stopped_containerd_is_to_be_continued_first(state: str, text: str) -> None:
+    finding = halt_of(Halt(state))
+    assert (finding.values["process_state"], text in finding.message) == (state, True)
+    assert finding.recommended_action is Action.RESTART_CONTAINERD
 
 
 @pytest.mark.parametrize("ending", [Ending.REFUSED, Ending.CLOSED])

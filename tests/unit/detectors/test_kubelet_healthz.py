@@ -4,6 +4,7 @@ import math
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from agent.detectors.healthz_findings import FAILING, NOT_OK, REFUSED, SLOW, TIM
 from agent.detectors.kubelet_healthz import KubeletHealthzDetector, KubeletHealthzSettings
 from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.kubelet import HttpAnswer
-from agent.host.service import Lifetime
+from agent.host.service import Halt, Lifetime
 from agent.model import (
     Action,
     CannotSeeError,
@@ -149,6 +150,65 @@ def test_without_a_process_no_restart_is_recommended() -> None:
     finding = only(check(unanswered(), unanswered(started=1), life=Lifetime()))
     assert finding.recommended_action is Action.NONE
     assert finding.target == Target(TargetKind.KUBELET, boot_id=BOOT, address=URL)
+
+
+UNIT = "/system.slice/kubelet.service"
+
+
+def test_a_kubelet_that_has_ended_is_started_where_its_unit_is_known() -> None:
+    known = only(check(refused(), life=Lifetime(ended=KUBELET, cgroup=UNIT), refused_seconds=60, answered_before=True))
+    assert known.recommended_action is Action.RESTART_KUBELET
+    assert known.target == Target(TargetKind.KUBELET, boot_id=BOOT, cgroup=UNIT, address=URL)
+    assert known.values["unit"] == "kubelet.service"
+    assert "process 812 has ended. See systemctl show -p ActiveState,Result kubelet.service" in known.message
+    unknown = only(check(refused(), life=Lifetime(ended=KUBELET), refused_seconds=60, answered_before=True))
+    assert unknown.recommended_action is Action.NONE
+    assert unknown.target == Target(TargetKind.KUBELET, boot_id=BOOT, address=URL)
+    assert "systemctl list-unit-files '*kubelet*'" in unknown.message
+
+
+def test_a_kubelet_that_never_answered_is_not_started() -> None:
+    """Its port may be another one, or switched off."""
+    life = Lifetime(ended=KUBELET, cgroup=UNIT)
+    assert only(check(refused(), life=life, refused_seconds=60)).recommended_action is Action.NONE
+
+
+def halt_of(halt: Halt, life: Lifetime = OLD) -> Finding:
+    seen = Observation(URL, (unanswered(), unanswered(started=1)), life, 0.0, boot_id=BOOT, halt=halt)
+    return only(detector().check(seen))
+
+
+def test_a_frozen_kubelet_is_to_be_thawed() -> None:
+    finding = halt_of(Halt("", UNIT), replace(OLD, cgroup=UNIT))
+    assert (finding.reason, finding.recommended_action) == (TIMEOUT, Action.THAW_CGROUP)
+    assert finding.values["frozen_cgroup"] == UNIT
+    assert f"Process 812 is frozen with its cgroup {UNIT} (unit kubelet.service)" in finding.message
+    assert "It may be stopped" not in finding.message
+
+
+@pytest.mark.parametrize(("state", "text"), [("T", "`kill -CONT 812` lets it go on"), ("t", "First detach that")])
+def test_a_stopped_kubelet_is_to_be_continued_first(state: str, text: str) -> None:
+    finding = halt_of(Halt(state))
+    assert (finding.values["process_state"], text in finding.message) == (state, True)
+    assert finding.recommended_action is Action.RESTART_KUBELET
+
+
+def test_what_keeps_the_kubelet_from_running_is_read_once_it_fails() -> None:
+    asked: list[ProcessId] = []
+
+    def halted(process: ProcessId) -> Halt:
+        asked.append(process)
+        return Halt("T")
+
+    wiring: dict[str, Any] = {"kubelet_process": lambda: KUBELET, "process_age": lambda _: 99.0, "halted": halted}
+    url = closed_url()
+    assert detector(url, **wiring).probe().halt == Halt("T")
+    assert asked == [KUBELET]
+    port = int(url.rpartition(":")[2].partition("/")[0])
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        threading.Thread(target=answer_once, args=(listener,), daemon=True).start()
+        detector(url, **wiring).probe()
+    assert asked == [KUBELET]
 
 
 # --- slow

@@ -223,7 +223,7 @@ def test_the_caller_is_told_what_it_may_ask_for() -> None:
 def test_a_process_without_pid_start_time_or_boot_is_inexact(kind: TargetKind, lacking: dict[str, Any]) -> None:
     told = refusal(aims(**lacking), kind)
     assert told.reason is R.INEXACT_TARGET
-    assert f"it lacks: {next(iter(lacking))}." in told.message
+    assert f"it lacks: {next(iter(lacking))}; it has: kind {kind}, " in told.message
 
 
 def test_a_dns_server_without_address_is_inexact() -> None:
@@ -652,3 +652,60 @@ def test_nothing_else_is_allowed_without_a_process(odd: Case, reason: RefusalRea
     refusal = decide(*odd)
     assert refusal is not None
     assert refusal.reason is reason
+
+
+# -- a service whose process has ended: its unit is what is started
+
+ENDED = {
+    TargetKind.KUBELET: (Action.RESTART_KUBELET, "/system.slice/kubelet.service"),
+    TargetKind.CONTAINERD: (Action.RESTART_CONTAINERD, "/system.slice/containerd.service"),
+}
+
+
+def ended(kind: TargetKind, action: Action | None = None, **fields: Any) -> Case:
+    request, standing = dead_shim(action or ENDED[kind][0])
+    exact = {"kind": kind, "container_id": "", "cgroup": ENDED[kind][1], **fields}
+    target = dataclasses.replace(request.target, **exact)
+    return dataclasses.replace(request, target=target), dataclasses.replace(standing, targets=(kind,))
+
+
+@pytest.mark.parametrize("kind", list(ENDED))
+def test_a_service_that_has_ended_may_be_started_by_its_unit(kind: TargetKind) -> None:
+    assert decide(*ended(kind)) is None
+
+
+@pytest.mark.parametrize("kind", list(ENDED))
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"cgroup": ""}, RefusalReason.INEXACT_TARGET),
+        ({"boot_id": ""}, RefusalReason.INEXACT_TARGET),
+        ({"start_time": START}, RefusalReason.INEXACT_TARGET),
+        ({"action": Action.THAW_CGROUP}, RefusalReason.INEXACT_TARGET),
+        ({"action": Action.KILL_SHIM}, RefusalReason.INEXACT_TARGET),
+        ({"boot_id": OTHER}, RefusalReason.OTHER_BOOT),
+        ({"pid": PID, "start_time": START}, RefusalReason.TARGET_GONE),
+    ],
+)
+def test_a_service_that_has_ended_is_not_exact_without_its_unit(
+    kind: TargetKind, fields: dict[str, Any], reason: RefusalReason
+) -> None:
+    refusal = decide(*ended(kind, **fields))
+    assert refusal is not None
+    assert refusal.reason is reason
+
+
+def test_the_unit_of_one_service_does_not_permit_the_restart_of_the_other() -> None:
+    refusal = decide(*ended(TargetKind.KUBELET, Action.RESTART_CONTAINERD))
+    assert refusal is not None
+    assert refusal.reason is RefusalReason.INEXACT_TARGET
+
+
+@pytest.mark.parametrize("kind", list(ENDED))
+def test_a_service_without_process_and_unit_is_refused_with_the_way_to_start_it(kind: TargetKind) -> None:
+    refusal = decide(*ended(kind, cgroup="", address="/run/x.sock"))
+    assert refusal is not None
+    assert f"it lacks: pid, start_time; it has: kind {kind}, boot_id {BOOT}" in refusal.message
+    assert "address /run/x.sock" in refusal.message
+    assert f"systemctl list-unit-files '*{kind}*'" in refusal.message
+    assert "latest report" not in refusal.message

@@ -85,6 +85,82 @@ def test_a_unit_is_restarted_once_and_replaces_other_jobs(bus: PrivateBus) -> No
     assert manager.calls[-1] == ("RestartUnit", ("kubelet.service", "replace"))
 
 
+def test_what_systemd_counts_of_the_starts_is_reset_before_a_restart(bus: PrivateBus) -> None:
+    """Otherwise one whose start limit is used up would be stopped and not be started."""
+    restarted: list[str] = []
+    manager = SystemdStandin(bus, only(KUBELET), restarted.append, limited={"kubelet.service"})
+    with manager:
+        client = systemd(bus.socket)
+        client.restart(client.service_of(812))
+    assert restarted == ["kubelet.service"]
+    assert [method for method, _ in manager.calls[-2:]] == ["ResetFailedUnit", "RestartUnit"]
+
+
+def test_where_the_count_cannot_be_reset_the_unit_is_not_stopped(bus: PrivateBus) -> None:
+    silent = frozenset({"ResetFailedUnit"})
+    with SystemdStandin(bus, only(KUBELET), silent=silent, limited={"kubelet.service"}) as manager:
+        client = systemd(bus.socket, 0.3)
+        unit = client.service_of(812)
+        with pytest.raises(BusError) as error:
+            client.restart(unit)
+    assert not error.value.asked
+    assert "RestartUnit" not in {method for method, _ in manager.calls}
+
+
+def test_a_unit_that_has_ended_is_started(bus: PrivateBus) -> None:
+    started: list[str] = []
+    ended = UnitStandin("kubelet.service", 0, active_state="failed", sub_state="failed", result="start-limit-hit")
+    with SystemdStandin(bus, only(KUBELET), start=started.append, units=(ended,), limited={ended.name}) as manager:
+        client = systemd(bus.socket)
+        state = client.state("kubelet.service")
+        client.start(state.unit)
+    assert state.unit == Unit("kubelet.service", ended.path, 0, "process")
+    assert str(state) == "ActiveState=failed, SubState=failed, Result=start-limit-hit"
+    assert (state.load_state, state.unit_file_state) == ("loaded", "enabled")
+    assert started == ["kubelet.service"]
+    assert manager.calls[-1] == ("StartUnit", ("kubelet.service", "replace"))
+
+
+def test_a_unit_that_is_not_there_is_reported_as_such(bus: PrivateBus) -> None:
+    with SystemdStandin(bus, only(KUBELET)):
+        assert systemd(bus.socket).state("kubelet2.service").load_state == "not-found"
+
+
+FROZEN = UnitStandin(
+    "containerd.service", 700, freezer_state="frozen", control_group="/system.slice/containerd.service"
+)
+
+
+def test_a_frozen_unit_is_thawed(bus: PrivateBus) -> None:
+    thawed: list[str] = []
+    with SystemdStandin(bus, only(KUBELET), units=(FROZEN,), thaw=thawed.append):
+        client = systemd(bus.socket)
+        assert client.freezer_state(FROZEN.name, FROZEN.control_group) == "frozen"
+        client.thaw(FROZEN.name)
+        assert client.freezer_state(FROZEN.name, FROZEN.control_group) == "running"
+    assert thawed == ["containerd.service"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cgroup"),
+    [
+        ("containerd.service", "/kubepods/pod1/abc/system.slice/containerd.service"),
+        ("kubelet.service", FROZEN.control_group),
+        ("containerd.timer", FROZEN.control_group),
+        ("", ""),
+    ],
+    ids=["of a systemd in a container", "not loaded", "has no cgroup", "no name"],
+)
+def test_a_cgroup_that_is_not_the_units_own_says_nothing_of_it(bus: PrivateBus, name: str, cgroup: str) -> None:
+    with SystemdStandin(bus, only(KUBELET), units=(FROZEN,)):
+        assert systemd(bus.socket).freezer_state(name, cgroup) == ""
+
+
+def test_a_systemd_that_is_too_old_to_freeze_says_nothing(bus: PrivateBus) -> None:
+    with SystemdStandin(bus, only(KUBELET), units=(FROZEN,), lacks=frozenset({"FreezerState"})):
+        assert systemd(bus.socket).freezer_state(FROZEN.name, FROZEN.control_group) == ""
+
+
 def test_what_systemd_declines_is_told_and_was_not_begun(bus: PrivateBus) -> None:
     with SystemdStandin(bus, only(KUBELET), declines="org.freedesktop.systemd1.UnitMasked"):
         client = systemd(bus.socket)
@@ -243,17 +319,16 @@ def test_a_silent_bus_is_waited_for_no_longer_than_the_deadline(tmp_path: Path) 
 
 
 def test_before_the_login_nothing_was_asked_and_after_it_perhaps(tmp_path: Path) -> None:
-    unit = Unit("kubelet.service", KUBELET.path, 812, "process")
     for chunks, asked in (((b"REJECTED\r\n",), False), ((OK,), True), ((OK, b"\0" * 64), True)):
         with strange_bus(tmp_path, *chunks) as path, pytest.raises(BusError) as error:
-            systemd(path).restart(unit)
+            systemd(path).thaw("kubelet.service")
         assert error.value.asked is asked
 
 
 def test_an_answer_that_never_came_was_asked_for(tmp_path: Path) -> None:
     no_reply = error_reply("org.freedesktop.DBus.Error.NoReply")
     with strange_bus(tmp_path, OK, no_reply) as path, pytest.raises(BusError) as error:
-        systemd(path).restart(Unit("kubelet.service", KUBELET.path, 812, "process"))
+        systemd(path).thaw("kubelet.service")
     assert error.value.asked
 
 

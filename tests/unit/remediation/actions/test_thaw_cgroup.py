@@ -14,6 +14,7 @@ from agent.model import Action, Finding, ProcessId, Target, TargetKind
 from agent.remediation.actions import thaw_cgroup
 from agent.remediation.actions.thaw_cgroup import ThawCgroup
 from agent.remediation.remedy import ActError, Verification
+from agent.remediation.systemd import Systemd
 from tests.lab.cgroups import Hierarchy
 from tests.lab.processes import Process, kill
 from tests.lab.waiting import wait_until
@@ -35,7 +36,10 @@ class Stage:
     def remedy(self, sysfs: str = "/sys") -> ThawCgroup:
         namespaces = (self.ours.namespace,)
         bundles = Bundles(str(self.state.root), namespaces)
-        return ThawCgroup(PROCFS, Cgroups("/sys"), bundles, RealClock(), sysfs=sysfs, namespaces=namespaces)
+        systemd = Systemd(str(self.folder / "no-bus"), RealClock())
+        return ThawCgroup(
+            PROCFS, Cgroups("/sys"), bundles, RealClock(), sysfs=sysfs, systemd=systemd, namespaces=namespaces
+        )
 
     def shim_of(self, name: str, answers: frozenset[str], **statuses: int) -> ShimServer:
         """A bundle of that container and what listens at its address."""
