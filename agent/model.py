@@ -97,9 +97,14 @@ class PodRef:
     node_critical: bool | None = None
     labels: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def named(self) -> bool:
+        """Whether namespace and name are known: of what has left no bundle its cgroup may give the uid alone."""
+        return bool(self.namespace and self.name)
+
     def __str__(self) -> str:
-        """`namespace/name` or `namespace/name (container)`."""
-        text = f"{self.namespace}/{self.name}"
+        """`namespace/name` or `namespace/name (container)`; `uid UID` where that is all that is known."""
+        text = f"{self.namespace}/{self.name}" if self.named else f"uid {self.uid or 'unknown'}"
         return f"{text} (container {self.container})" if self.container else text
 
 

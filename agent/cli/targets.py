@@ -84,7 +84,7 @@ def _accused(report: NodeReport) -> list[Accused]:
 def _is_called(word: str, active: ActiveFinding) -> bool:
     finding = active.finding
     if "/" in word:
-        return finding.pod is not None and word == _pod_name(finding.pod)
+        return finding.pod is not None and finding.pod.named and word == _pod_name(finding.pod)
     values = finding.values.items()
     lists = [value for key, value in values if snake(key) == "container_ids" and isinstance(value, tuple)]
     return _names(word, finding.target, [each for ids in lists for each in ids])
@@ -164,7 +164,8 @@ def _own_names(accused: Accused) -> Iterator[str]:
         yield target.address
     if target.container_id:
         yield from (short_id(target.container_id), target.container_id)
-    yield from (_pod_name(each.finding.pod) for each in accused.findings if each.finding.pod is not None)
+    pods = (each.finding.pod for each in accused.findings)
+    yield from (_pod_name(pod) for pod in pods if pod is not None and pod.named)
 
 
 def _safe(text: str) -> str:

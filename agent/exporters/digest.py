@@ -138,7 +138,8 @@ def _whose(finding: Finding) -> Iterator[tuple[str, str]]:
     pod, target = finding.pod, finding.target
     if pod is not None:
         container = f", container {_safe(pod.container)}" if pod.container else ""
-        yield "pod", f"{_safe(pod.namespace)}/{_safe(pod.name)}{container}"
+        name = f"{_safe(pod.namespace)}/{_safe(pod.name)}" if pod.named else f"uid {_safe(pod.uid)}, name unknown"
+        yield "pod", f"{name}{container}"
         yield from _workload(pod)
     yield from _identity(target)
 

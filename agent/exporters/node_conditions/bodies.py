@@ -10,12 +10,13 @@ there is one, is `related`. An Event about the pod itself would need the right t
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from agent.exporters.node_conditions.plan import WriteEvent, WriteStatus
-from agent.model import Condition, Finding
+from agent.model import Condition, Finding, PodRef
 from agent.printable import printable
 
 COMPONENT = "nodediag"
@@ -23,10 +24,14 @@ EVENT_NAMESPACE = "default"
 MAX_MESSAGE = 1024
 """Characters of a message; also what events.k8s.io/v1 allows in a note."""
 MAX_REASON = 128
+"""Characters of a reason, and of a reporting instance."""
 MAX_NAME = 253
 """Characters of an object's name (RFC 1123 subdomain)."""
 MAX_SECONDS = 253402300799
 """The last second of the year 9999: RFC 3339 has four digits for a year."""
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A uid that the API server gave. What the node knows of a static pod is a hash of its configuration instead (32 digits
+without dashes); the mirror pod in the API has a uid of its own, which the kubelet does not list."""
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -51,15 +56,13 @@ def event(request: WriteEvent, node: str, wall: float) -> Body:
         "type": "Warning",
         "source": {"component": COMPONENT, "host": node},
         "reportingComponent": COMPONENT,
-        "reportingInstance": node,
+        "reportingInstance": printable(node, MAX_REASON),
         "firstTimestamp": rfc3339(request.finding.since),
         "lastTimestamp": rfc3339(wall),
         "count": 1,
     }
-    if finding.pod is not None:
-        pod = {"namespace": finding.pod.namespace, "name": finding.pod.name, "uid": finding.pod.uid}
-        named = {key: printable(value, MAX_NAME) for key, value in pod.items() if value}
-        body["related"] = {"apiVersion": "v1", "kind": "Pod", **named}
+    if finding.pod is not None and finding.pod.named:
+        body["related"] = _reference(finding.pod)
     return body
 
 
@@ -78,6 +81,12 @@ def event_name(finding: Finding, node: str) -> str:
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as Kubernetes writes a time: whole seconds, in UTC."""
     return datetime.fromtimestamp(min(max(0, int(seconds)), MAX_SECONDS), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _reference(pod: PodRef) -> Body:
+    """Return the reference to a pod. A uid that is none of the API's is left out, since it would find no object."""
+    named = {"namespace": pod.namespace, "name": pod.name, **({"uid": pod.uid} if _UID.fullmatch(pod.uid) else {})}
+    return {"apiVersion": "v1", "kind": "Pod", **{key: printable(value, MAX_NAME) for key, value in named.items()}}
 
 
 def _condition(condition: Condition, wall: float) -> Body:

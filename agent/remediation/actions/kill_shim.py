@@ -251,7 +251,7 @@ class _KilledShim:
 
 
 def _whose(finding: Finding) -> str:
-    if finding.pod is not None:
+    if finding.pod is not None and finding.pod.named:
         return f"pod {finding.pod.namespace}/{finding.pod.name}"
     return f"container {finding.target.container_id[:12]}"
 

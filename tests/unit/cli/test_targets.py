@@ -6,7 +6,7 @@ import pytest
 
 from agent.acts import ActionStatus
 from agent.cli.targets import MAX_LISTED, NoSingleTargetError, could_be, look_up
-from agent.model import Action, ActiveFinding, Target, TargetKind
+from agent.model import Action, ActiveFinding, PodRef, Target, TargetKind
 from tests.unit.accused import CONTAINER, SANDBOX, hung_shim, lazy_parent, lost_queries, silent_kubelet
 from tests.unit.agent_double import KILL_SHIM, report_of
 
@@ -76,6 +76,13 @@ def test_what_names_nothing_is_told_with_what_there_is(word: str) -> None:
     assert told.startswith("nothing was found about ")
     assert "KillShim may be done to:\n  4242 " in told
     assert "777" not in told
+
+
+@pytest.mark.parametrize("word", ["/", "0a1b2c3d", "no/such"])
+def test_a_pod_without_a_name_is_no_name_of_a_target(word: str) -> None:
+    finding = replace(lazy_parent().finding, pod=PodRef("", "", "0a1b2c3d-0000-4000-8000-000000000000"))
+    told = why_not(word, KILL_PARENT, ActiveFinding(finding, 1.0), ActiveFinding(replace(finding, pod=None), 1.0))
+    assert told.startswith("nothing was found about ")
 
 
 def test_a_prefix_that_is_too_short_is_told_so() -> None:

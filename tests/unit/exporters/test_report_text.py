@@ -17,7 +17,7 @@ import pytest
 
 from agent.exporters import report_rich, report_text
 from agent.exporters.advice import advise
-from agent.model import ActiveFinding, DetectorState, DetectorStatus, NodeReport, Status
+from agent.model import ActiveFinding, DetectorState, DetectorStatus, NodeReport, PodRef, Status
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report.txt"
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -66,6 +66,15 @@ def test_whose_it_is_is_told_as_far_as_it_is_known(report: NodeReport) -> None:
     at = lines.index("pod         shop/cart-7d9f4c, container web")
     assert lines[at + 1] == "workload    DaemonSet/cart\\x1b, Guaranteed, node-critical"
     assert lines[at + 2] == "labels      app=cart, team=pay\\n"
+
+
+def test_a_pod_of_which_only_the_uid_is_known_is_printed_with_it(report: NodeReport) -> None:
+    active = report.conditions[0].findings[0]
+    finding = replace(active.finding, pod=PodRef("", "", "0a1b2c3d-0000-4000-8000-000000000000"))
+    condition = replace(report.conditions[0], findings=(replace(active, finding=finding),))
+    lines = [line.strip() for line in report_text.plain(replace(report, conditions=(condition,))).splitlines()]
+    assert "pod         uid 0a1b2c3d-0000-4000-8000-000000000000, name unknown" in lines
+    assert str(finding.pod) == "uid 0a1b2c3d-0000-4000-8000-000000000000"
 
 
 def test_headlines(report: NodeReport, healthy_report: NodeReport) -> None:

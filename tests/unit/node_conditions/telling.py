@@ -4,6 +4,9 @@ from agent.model import Action, ActiveFinding, Condition, Finding, PodRef, Statu
 
 SINCE = 1785553965.25
 HUNG, DNS = "ContainerdShimHung", "DNSUnavailable"
+UID = "3a0e9c5e-7b5f-4f0e-9d0c-2b8a1d0f6c11"
+CONFIG_HASH = "2363cc135985085bb5caf8c2db60826d"
+"""What a kubelet uses as the uid of a static pod."""
 
 
 def finding(number: int = 1, condition: str = HUNG, pod: PodRef | None = None, message: str = "") -> ActiveFinding:

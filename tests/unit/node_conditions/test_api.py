@@ -17,7 +17,7 @@ from agent.exporters.node_conditions.status import Seen
 from agent.model import PodRef
 from tests.lab.api_standin import ApiMode, ApiStandin
 from tests.lab.certificates import Authority
-from tests.unit.node_conditions.telling import DNS, HUNG, SINCE, finding, ill, unseen, well
+from tests.unit.node_conditions.telling import DNS, HUNG, SINCE, UID, finding, ill, unseen, well
 
 NODE = "worker-3"
 STATUS = call_for(WriteStatus(Seen((ill(), well(DNS)), ("PLEGUnhealthy",))), NODE, SINCE)
@@ -61,10 +61,10 @@ def test_an_event_is_created_and_renewed(standin: ApiStandin) -> None:
 
 
 def test_an_event_names_the_pod_it_is_related_to(standin: ApiStandin) -> None:
-    web = finding(pod=PodRef("shop", "web-0", "8f1", "app"))
+    web = finding(pod=PodRef("shop", "web-0", UID, "app"))
     assert client(standin).send(call_for(WriteEvent(web, exists=False, count=1), NODE, SINCE)).done
     (event,) = standin.events.values()
-    assert event["related"] == {"apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "web-0", "uid": "8f1"}
+    assert event["related"] == {"apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "web-0", "uid": UID}
 
 
 def test_what_strangers_chose_as_names_is_told_in_a_form_that_is_taken(standin: ApiStandin) -> None:

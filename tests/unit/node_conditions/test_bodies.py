@@ -16,8 +16,8 @@ from agent.exporters.node_conditions.plan import WriteEvent, WriteStatus
 from agent.exporters.node_conditions.status import Seen
 from agent.model import PodRef
 from tests.delivery.deploy.kustomize import KUBECTL
-from tests.lab.api_objects import merge_event, merge_status, node
-from tests.unit.node_conditions.telling import DNS, HUNG, SINCE, finding, ill, unseen, well
+from tests.lab.api_objects import RefusedError, check_event, merge_event, merge_status, node
+from tests.unit.node_conditions.telling import CONFIG_HASH, DNS, HUNG, SINCE, UID, finding, ill, unseen, well
 
 NODE = "worker-3"
 DOCUMENT = Path(__file__).parents[3] / "docs/node-conditions.md"
@@ -89,7 +89,7 @@ def test_the_command_that_cleans_up_takes_ours_away_and_nothing_else(tmp_path: P
 
 
 def test_an_event_is_one_by_the_published_schema_and_so_is_its_patch_merged(tmp_path: Path) -> None:
-    request = WriteEvent(finding(pod=PodRef("shop", "web-0", "8f1", "app")), exists=False, count=1)
+    request = WriteEvent(finding(pod=PodRef("shop", "web-0", UID, "app")), exists=False, count=1)
     made = dict(event_body(request, NODE, SINCE))
     kubernetes_validate.validate(made, "1.33", strict=True)
     patch = event_patch(WriteEvent(request.finding, exists=True, count=2), SINCE + 2400)
@@ -102,6 +102,51 @@ def test_an_event_is_one_by_the_published_schema_and_so_is_its_patch_merged(tmp_
     )
     merge_event(made, dict(patch))
     assert {**after, "metadata": made["metadata"]} == made
+
+
+@pytest.mark.parametrize(
+    ("pod", "related"),
+    [
+        (PodRef("shop", "web-0", UID, "app"), {"namespace": "shop", "name": "web-0", "uid": UID}),
+        (PodRef("kube-system", "etcd-worker-3", CONFIG_HASH), {"namespace": "kube-system", "name": "etcd-worker-3"}),
+        (PodRef("shop", "web-0", ""), {"namespace": "shop", "name": "web-0"}),
+        (PodRef("", "", UID), None),
+        (PodRef("", "web-0", UID), None),
+        (PodRef("", "", ""), None),
+        (None, None),
+    ],
+    ids=["a pod", "a static pod", "without uid", "uid alone", "without namespace", "nothing known", "no pod"],
+)
+def test_an_event_is_related_to_the_pod_that_the_api_server_has(
+    pod: PodRef | None, related: dict[str, str] | None
+) -> None:
+    made = dict(event_body(WriteEvent(finding(pod=pod), exists=False, count=1), NODE, SINCE))
+    assert made.get("related") == (related and {"apiVersion": "v1", "kind": "Pod", **related})
+    kubernetes_validate.validate(made, "1.33", strict=True)
+    check_event(made, "default", NODE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"related": {"apiVersion": "v1", "kind": "Pod", "uid": UID}},
+        {"related": {"apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "web-0", "uid": CONFIG_HASH}},
+        {"involvedObject": {"apiVersion": "v1", "kind": "Node", "name": NODE, "uid": NODE, "namespace": "shop"}},
+        {"metadata": {"name": "a/b", "namespace": "default"}},
+        {"metadata": {"name": "worker-3.1", "namespace": "kube-system"}},
+        {"reason": "x" * 129},
+        {"message": "x" * 1025},
+        {"firstTimestamp": "yesterday"},
+        {"reportingInstance": "x" * 129},
+        {"count": 2**31},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_the_labs_api_server_refuses_what_is_no_event(wrong: dict[str, Any]) -> None:
+    made = dict(event_body(WriteEvent(finding(), exists=False, count=1), NODE, SINCE))
+    check_event(made, "default", NODE)
+    with pytest.raises(RefusedError):
+        check_event({**made, **wrong}, "default", NODE)
 
 
 def test_a_node_with_our_conditions_is_one_by_the_published_schema() -> None:
