@@ -1,11 +1,16 @@
 """Whatever the manifests give the agent, the security page says why, and what is lost without it."""
 
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
+from tests.delivery.deploy.test_own_node_only import changed_status, status
 from tests.delivery.docs.markdown import ROOT, sections
 
 TABLES = {
@@ -66,3 +71,14 @@ def test_every_right_in_the_api_stands_beside_its_token(component: str) -> None:
 def test_without_a_component_there_is_no_token() -> None:
     assert pod("base/daemonset.yaml")["automountServiceAccountToken"] is False
     assert "`automountServiceAccountToken: false`" in TABLES["Tokens"]
+
+
+def test_the_parts_of_a_nodes_status_that_the_policies_refuse_are_those_the_page_says() -> None:
+    schemas = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+    (latest,) = schemas.glob(f"v{kubernetes_validate.latest_version()}*-local/nodestatus-v1.json")
+    parts = set(json.loads(latest.read_text())["properties"]) - {"conditions"}
+    refused = {part for part in parts if changed_status(status(**{part: ["changed"]}))}
+    (refusing,) = re.findall(r"of its status (.*?);", TABLES["Tokens"], re.DOTALL)
+    (rest,) = re.findall(r"They do not refuse .*? of its status(.*?)\.", TABLES["Tokens"], re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", refusing)) == refused
+    assert set(re.findall(r"`(\w+)`", rest)) == parts - refused
