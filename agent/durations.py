@@ -1,6 +1,7 @@
-"""How a duration is written for people: one place, so that none of them reads `0 s` because it was rounded."""
+"""How durations and moments are written for people: one place, so that nothing reads `0 s` because it was rounded."""
 
 import math
+from datetime import UTC, datetime
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE
@@ -44,6 +45,11 @@ def measured_duration(seconds: float) -> str:
 def rounded(seconds: float) -> float:
     """A measured span for programs: tenths from a second on, below it microseconds, so that no short one becomes 0."""
     return round(seconds, 1 if abs(seconds) >= 1 else 6)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as `2026-08-01 03:12:45 UTC`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _short(seconds: float) -> str:

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="to whom: a pid, a container id or its beginning, a pod as namespace/name, kubelet, containerd, "
         "conntrack, or a DNS server's address",
     )
-    parser.add_argument("--dry-run", action="store_true", help="do everything but the last step")
+    parser.add_argument("--dry-run", action="store_true", help="do everything but the last step, without asking")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--reason", type=_reason, default="", metavar="R", help="why, for the record")
     parser.add_argument(
@@ -71,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Look the target up, show, ask, and tell what came of it."""
+    """Look the target up, show it, ask for confirmation unless nothing will be changed, and print the outcome."""
     from agent.client import ClientError  # noqa: PLC0415 - grpc costs time and memory only clients need spend
 
-    if not arguments.yes and not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+    if _must_confirm(arguments) and not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return _nothing("nobody can be asked, because this is no terminal; --yes does it without asking")
     try:
         with client_of(arguments) as client:
@@ -105,9 +105,14 @@ def _remediate(client: "Client", arguments: argparse.Namespace) -> int:
         reason=arguments.reason,
     )
     _remark(plan_lines(action, request, accused.findings, status))
-    if not arguments.yes and not _agreed(action, request, status):
+    if _must_confirm(arguments) and not _agreed(action, request, status):
         return _nothing("not agreed to")
     return _wait(client, request, arguments.format)
+
+
+def _must_confirm(arguments: argparse.Namespace) -> bool:
+    """A dry run changes nothing, so there is nothing to confirm, and no terminal is needed for it."""
+    return not (arguments.yes or arguments.dry_run)
 
 
 def _earlier(client: "Client", asked: str) -> Remediation | None:

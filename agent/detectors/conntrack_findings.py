@@ -6,6 +6,7 @@ What it means is told in conntrack_dns.
 from collections.abc import Mapping
 
 from agent.detectors.conntrack_dns_look import SECOND_LOOK, ConntrackDnsObservation, Part, events_of
+from agent.durations import duration, rounded
 from agent.host.conntrack import ConntrackSample
 from agent.model import Action, Finding, Target, TargetKind, Value
 
@@ -61,7 +62,7 @@ def _fill(
     ratio = _ratio(current)
     crowded = max(ratio, _ratio(seen.base) if seen.base else 0.0) >= CROWDED_RATIO
     values = _fill_values(seen, current)
-    dropped = f"{events.pressure_drops} packets were dropped in the last {seen.window_seconds:.0f} s"
+    dropped = f"{events.pressure_drops} packets were dropped in the last {duration(seen.window_seconds)}"
     if ratio >= 1:
         harm = dropped if events.pressure_drops else "new connections fail or evict others"
         text = f"{_fill_text(current)}: it is full; {harm}. {_RAISE_LIMIT}"
@@ -74,7 +75,7 @@ def _fill(
         return _table_finding("TableFull", text, values)
     if events.rises.get("early_drop", 0) >= min_early_drops:
         text = (
-            f"{events.rises['early_drop']} live entries were evicted in the last {seen.window_seconds:.0f} s to "
+            f"{events.rises['early_drop']} live entries were evicted in the last {duration(seen.window_seconds)} to "
             f"make room; {_fill_text(current)}. {_RAISE_LIMIT}"
         )
         return _table_finding("EarlyDrop", text, values)
@@ -88,7 +89,7 @@ def _chains(seen: ConntrackDnsObservation, current: ConntrackSample, min_chain_t
     if number < min_chain_toolong:
         return None
     text = (
-        f"{number} packets were dropped in the last {seen.window_seconds:.0f} s because their hash chain in the "
+        f"{number} packets were dropped in the last {duration(seen.window_seconds)} because their hash chain in the "
         "conntrack table is too long: the hash table is too small for its entries, or someone makes them collide. "
         "Raise net.netfilter.nf_conntrack_buckets to at least a quarter of nf_conntrack_max, then look for a "
         "source with very many flows (`conntrack -L | grep -o 'src=[^ ]*' | sort | uniq -c | sort -n | tail`)"
@@ -115,7 +116,7 @@ def _fill_values(seen: ConntrackDnsObservation, current: ConntrackSample) -> dic
         "dropped": events.pressure_drops,
         "early_drop": events.rises.get("early_drop", 0),
         "chain_toolong": events.rises.get("chain_toolong", 0),
-        "window_seconds": round(seen.window_seconds, 1),
+        "window_seconds": rounded(seen.window_seconds),
     }
 
 
@@ -125,4 +126,4 @@ def _table_finding(reason: str, text: str, values: Mapping[str, Value]) -> Findi
 
 def _drops_text(seen: ConntrackDnsObservation) -> str:
     number = events_of(seen).pressure_drops
-    return f"; {number} packets dropped in the last {seen.window_seconds:.0f} s" if number else "; none dropped"
+    return f"; {number} packets dropped in the last {duration(seen.window_seconds)}" if number else "; none dropped"

@@ -262,8 +262,9 @@ def _timeout_message(seen: Observation) -> str:
     both = _independent_timeouts(seen.attempts) > 1
     second = seen.attempts[1] if len(seen.attempts) > 1 else None
     other = f" A second connection beside it: {second.ending} after {readable(second.total_seconds)}." if second else ""
+    within = readable(first.total_seconds)
     return (
-        f"{who(NAME, seen.lifetime)} did not answer CRI Version at {seen.address} within {first.total_seconds:.0f} s"
+        f"{who(NAME, seen.lifetime)} did not answer CRI Version at {seen.address} within {within}"
         f"{', nor on a second connection' if both else ''}: {waiting}.{'' if both else other} {_MEANWHILE} "
         f"{halted(seen.lifetime, seen.halt) or _SUSPECTS}.{'' if seen.halt.frozen_cgroup else f' {_CAUTION}'}"
     )

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-from agent.host.cgroups import CgroupOwner
+from agent.durations import measured_duration, rounded
+from agent.host.cgroups import CgroupOwner, PidsLimit
 from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import INIT_PID, Process
 from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
+from agent.printable import printable
 
 EXCESSIVE = "ExcessiveDefunctProcesses"
 EXHAUSTION = "PidExhaustionAhead"
@@ -25,9 +27,11 @@ class Parent:
     comm_count: int
     pod: PodRef | None = None
     owner: CgroupOwner | None = None
-    pids: tuple[int, int] | None = None
+    pids: PidsLimit | None = None
     frozen_cgroup: str = ""
+    thaw_file: str = ""
     cgroups_hidden: str = ""
+    unit: str = ""
     growth_per_second: float | None = None
 
 
@@ -39,7 +43,7 @@ def not_reaping(parent: Parent, process: Process, boot_id: str) -> Finding:
         NOT_REAPING,
         f"{_whose(parent)}: process {parent.pid} ({process.comm}) does not reap: "
         f"{parent.zombies} zombies, {parent.comm_count} of them named {parent.comm}, "
-        f"the oldest seen for {parent.oldest_seconds:.0f} s; {why}",
+        f"the oldest seen for {measured_duration(parent.oldest_seconds)}; {why}",
         action,
         _target(parent, boot_id),
         parent.pod,
@@ -75,13 +79,13 @@ def node_out_of_pids(pids: tuple[int, int], lasting: int, why: str, growth: floa
     )
 
 
-def pod_out_of_pids(parent: Parent, pids: tuple[int, int], why: str, boot_id: str) -> Finding:
-    """Return the finding about a pod whose pids run out; `pids` are those in use and its pids.max."""
+def pod_out_of_pids(parent: Parent, pids: PidsLimit, why: str, boot_id: str) -> Finding:
+    """Return the finding about a container, or its pod, whose pids run out."""
     action = _why_not_reaping(parent, parent.process)[1] if parent.process else Action.NONE
     return Finding(
         EXCESSIVE,
         EXHAUSTION,
-        f"{_whose(parent)} runs out of pids: {pids[0]} of {pids[1]} in use, "
+        f"{_whose(parent)} runs out of pids: {pids.used} of {pids.limit} in use ({_limit_of(pids)}), "
         f"{parent.zombies} by zombies of process {parent.pid} ({comm_of(parent)}); {why}",
         action,
         _target(parent, boot_id),
@@ -114,8 +118,8 @@ def _why_not_reaping(parent: Parent, process: Process) -> tuple[str, Action]:
     if process.comm == SHIM_COMM and parent.owner is None:
         return "a shim does not reap what an exec left behind; restarting the pod ends both", Action.NONE
     if parent.owner is None:
-        return "it is no container's process: restart the service it belongs to", Action.NONE
-    unseen = f"; its pod's limit of pids cannot be seen ({parent.cgroups_hidden})" if parent.cgroups_hidden else ""
+        return f"it is no container's process: restart {_service(parent)}", Action.NONE
+    unseen = f"; its limit of pids cannot be seen ({parent.cgroups_hidden})" if parent.cgroups_hidden else ""
     return f"look for an exec probe or a script that runs {parent.comm}{unseen}", Action.SIGNAL_PARENT
 
 
@@ -137,8 +141,31 @@ def _values(parent: Parent) -> dict[str, Value]:
         "parentState": parent.process.state if parent.process else None,
         "zombieComm": parent.comm,
         "zombieCommCount": parent.comm_count,
-        "oldestSeconds": round(parent.oldest_seconds, 1),
-        "podPids": parent.pids[0] if parent.pids else None,
-        "podPidsMax": parent.pids[1] if parent.pids else None,
+        "oldestSeconds": rounded(parent.oldest_seconds),
+        **_pids_values(parent.pids),
         "growthPerSecond": parent.growth_per_second,
+        "frozenCgroup": parent.frozen_cgroup or None,
+        "thawFile": parent.thaw_file or None,
     }
+
+
+def _limit_of(pids: PidsLimit) -> str:
+    """Whose limit it is: a pod's, a unit's TasksMax, or that of any other cgroup, such as a container's."""
+    if pids.of_pod:
+        return "the pod's limit"
+    return f"TasksMax of {printable(pids.unit)}" if pids.unit else f"limit of cgroup {printable(pids.cgroup)}"
+
+
+def _pids_values(pids: PidsLimit | None) -> dict[str, Value]:
+    """The limit under the name of whose it is; what is no pod's is not called one."""
+    if pids is None:
+        return {}
+    if pids.of_pod:
+        return {"podPids": pids.used, "podPidsMax": pids.limit}
+    if pids.unit:
+        return {"unit": pids.unit, "unitTasks": pids.used, "unitTasksMax": pids.limit}
+    return {"pidsCgroup": pids.cgroup, "cgroupPids": pids.used, "cgroupPidsMax": pids.limit}
+
+
+def _service(parent: Parent) -> str:
+    return f"its unit, {printable(parent.unit)}" if parent.unit else "the service it belongs to"

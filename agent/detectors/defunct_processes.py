@@ -67,7 +67,10 @@ class DefunctProcessesSettings(DetectorSettings):
         4.0, "a zombie counts once it has been seen defunct for this long", minimum=0.5, maximum=3600
     )
     exhaustion_share: float = setting(
-        0.85, "share of pid_max or of a pod's pids.max in use at which exhaustion is near", minimum=0.1, maximum=1
+        0.85,
+        "share of pid_max, or of the pids.max of a pod or container, in use at which exhaustion is near",
+        minimum=0.1,
+        maximum=1,
     )
     exhaustion_seconds: float = setting(
         3600.0,
@@ -190,6 +193,7 @@ class DefunctProcessesDetector:
     def _parent(self, pid: int, count: int, oldest: float, comm: str, comm_count: int) -> Parent:
         lines = self._procfs.cgroups(pid)
         owner = cgroups.owner(lines, self._namespaces)
+        frozen = self._cgroups.frozen(lines)
         return Parent(
             pid=pid,
             process=self._procfs.process(pid),
@@ -200,8 +204,10 @@ class DefunctProcessesDetector:
             pod=_pod(owner, self._pod_of),
             owner=owner,
             pids=self._cgroups.pids(lines),
-            frozen_cgroup=self._cgroups.frozen(lines),
+            frozen_cgroup=frozen,
+            thaw_file=self._cgroups.thaw_file(lines) if frozen else "",
             cgroups_hidden=self._cgroups.hidden(lines),
+            unit=cgroups.unit(lines),
             growth_per_second=_trend([(at, by_parent[pid]) for at, by_parent in self._looks]),
         )
 
@@ -227,7 +233,7 @@ class DefunctProcessesDetector:
         for parent in seen.parents:
             if parent.pids is None or parent.zombies <= self._settings.max_per_parent or parent.owner is None:
                 continue
-            why = self._ahead(*parent.pids, parent.growth_per_second)
+            why = self._ahead(parent.pids.used, parent.pids.limit, parent.growth_per_second)
             if why:
                 yield pod_out_of_pids(parent, parent.pids, why, seen.boot_id)
 

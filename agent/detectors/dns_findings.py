@@ -15,6 +15,7 @@ from agent.detectors.conntrack_dns_look import (
     sent_queries,
     times_of,
 )
+from agent.durations import measured_duration, rounded
 from agent.host.dns import Exchange
 from agent.host.dns_conversation import Fate
 from agent.model import Action, Finding, Target, TargetKind, Value
@@ -69,7 +70,9 @@ def _server(exchange: Exchange, slow_seconds: float, min_lost_pairs: int) -> Fin
         return _server_finding("ServerUnreachable", exchange, text, sightings=_SURE, timed=True)
     times = times_of(exchange)
     if len(times) >= _SLOW_ANSWERS and median(times) >= slow_seconds:
-        text = f"answers late: {median(times):.1f} s in the median of {len(times)} answers. {_LOOK_AT_SERVER}"
+        text = (
+            f"answers late: {measured_duration(median(times))} in the median of {len(times)} answers. {_LOOK_AT_SERVER}"
+        )
         return _server_finding("ServerSlow", exchange, text, sightings=_SURE, timed=True)
     return None
 
@@ -86,7 +89,7 @@ def _unanswered(exchange: Exchange, fates: frozenset[Fate]) -> Finding | None:
     if fates == {Fate.BLOCKED}:
         return None
     number = len(sent_queries(exchange))
-    text = f"answered none of {number} queries within {exchange.waited_seconds:.1f} s. {_LOOK_AT_SERVER}"
+    text = f"answered none of {number} queries within {measured_duration(exchange.waited_seconds)}. {_LOOK_AT_SERVER}"
     if exchange.junk:
         text = f"{text}. It did send {exchange.junk} datagrams that answer nothing we asked"
     return _server_finding("ServerUnreachable", exchange, text, sightings=len(exchange.controls) + 1, timed=True)
@@ -98,7 +101,7 @@ def _server_finding(reason: str, exchange: Exchange, text: str, *, sightings: in
         "server": str(exchange.server),
         "queries": len(queries),
         "answered": len(times),
-        "median_seconds": round(median(times), 3) if times else None,
+        "median_seconds": rounded(median(times)) if times else None,
         "node_local_dns": exchange.node_local,
     }
     return Finding(
@@ -118,7 +121,9 @@ def _servers_text(seen: ConntrackDnsObservation) -> str:
     parts = []
     for each in seen.exchanges:
         times = times_of(each)
-        text = f"{each.server} answers in {median(times) * 1000:.1f} ms" if times else f"{each.server} was not asked"
+        text = (
+            f"{each.server} answers in {measured_duration(median(times))}" if times else f"{each.server} was not asked"
+        )
         lost = len(sent_queries(each)) - len(times)
         text += f" ({lost} of {len(sent_queries(each))} queries lost)" if lost else ""
         parts.append(text + (" (NodeLocal DNSCache, exempt from conntrack)" if each.node_local else ""))

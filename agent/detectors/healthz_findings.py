@@ -83,7 +83,7 @@ def unreadable(seen: Observation) -> str | None:
 def healthy(seen: Observation) -> str:
     """Return what is said of a kubelet that answers as it should."""
     first, age = seen.attempts[0], seen.lifetime.age_seconds
-    new = f"; it was started {age:.0f} s ago" if age is not None and age < NEW_SECONDS else ""
+    new = f"; it was started {readable(age)} ago" if age is not None and age < NEW_SECONDS else ""
     return f"{who(NAME, seen.lifetime)} answered its healthz in {readable(first.total_seconds)}{new}"
 
 
@@ -121,7 +121,7 @@ def _timeout_message(seen: Observation, sightings: int, _: float) -> str:
     if second and sightings == 1:
         other = f" A second connection beside it: {second.ending} after {readable(second.total_seconds)}."
     return (
-        f"{who(NAME, seen.lifetime)} did not answer {seen.url} within {first.total_seconds:.0f} s"
+        f"{who(NAME, seen.lifetime)} did not answer {seen.url} within {readable(first.total_seconds)}"
         f"{', nor on a second connection' if sightings > 1 else ''}: {waiting}.{other} "
         f"{halted(seen.lifetime, seen.halt) or _SUSPECTS.format(state=_state_path(seen.lifetime))}. "
         "A restart of the kubelet leaves containers running."
@@ -134,7 +134,7 @@ def _refused_message(seen: Observation, _: int, __: float) -> str:
     if first.ending is Ending.CLOSED:
         what = f"{seen.url} drops the connection without an answer ({first.detail})"
     if life.process is not None:
-        since = "" if life.age_seconds is None else f" for {life.age_seconds:.0f} s"
+        since = "" if life.age_seconds is None else f" for {readable(life.age_seconds)}"
         return (
             f"{what}, although {who(NAME, life)} has been running{since}. See journalctl -u kubelet; if its "
             "configuration has another healthzPort or healthzBindAddress, set kubelet.healthz_url."

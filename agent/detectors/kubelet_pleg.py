@@ -2,9 +2,10 @@
 
 PLEG (pod lifecycle event generator) lists every pod and container from the runtime once a second and tells the kubelet
 what has changed. Where that stands still, no container that ended is restarted and no pod turns ready, while
-everything that runs runs on; after 3 min without a list the kubelet calls its node NotReady by itself ("PLEG is not
-healthy"). Here it is told earlier, from the kubelet's own metrics: since when no list has succeeded, how long lists
-took between two looks, and whether events were thrown away because nobody took them.
+everything that runs runs on; after 3 min without a list the kubelet calls its node NotReady for that ("PLEG is not
+healthy"), if it is not NotReady for another reason before. Here it is reported earlier, from the kubelet's own
+metrics: since when no list has succeeded, how long lists took between two looks, and whether events were thrown away
+because nobody took them.
 
 When this is harmless: a list takes long while a node starts with a hundred pods, so what counts is the mean between
 two looks, half a minute apart. A step of the wall clock makes a list look old, so it must be as old at the second look
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from agent.durations import duration, measured_duration, moment, rounded
 from agent.host.kubelet import KubeletApiError
 from agent.host.pleg import PlegMetrics, PlegSense, Relists
 from agent.model import (
@@ -45,6 +47,8 @@ KUBELET_LIMIT_SECONDS = 180.0
 """relistThreshold of the generic PLEG (pkg/kubelet/kubelet.go): older than this, and the node is NotReady."""
 EVENTED_LIMIT_SECONDS = 600.0
 """The same for evented PLEG, which lists every 300 s."""
+WHOLE_SECONDS = 1.0
+"""The kubelet's mark of its last list is in whole seconds, rounded down: an age below this is no more exact."""
 SPACING = 0.85
 """Share of the period that lies between two requests at least: the period is jittered by a tenth."""
 MAX_PERIODS = 3
@@ -134,7 +138,7 @@ class KubeletPlegDetector:
         except KubeletApiError as error:
             raise CannotSeeError(str(error)) from None
         if isinstance(seen, float):
-            return Observation(None, seen)
+            return Observation(None, seen, self._latest)
         if seen is not self._latest:
             self._before, self._latest = self._latest, seen
             self._note_discards(seen)
@@ -146,18 +150,19 @@ class KubeletPlegDetector:
         """Decide. Pure."""
         latest = seen.latest
         if latest is None:
-            return CheckResult(unknown={UNHEALTHY: self._no_answer(seen.unanswered_seconds)})
+            return CheckResult(unknown={UNHEALTHY: self._no_answer(seen)})
         if latest.last_seen is None:
             text = f"what answers at {self._url} tells nothing of PLEG, so it is hardly a kubelet's /metrics"
             return CheckResult(unknown={UNHEALTHY: text})
-        age = latest.wall - latest.last_seen
+        age = _age(latest)
         stale = age >= self._stale_limit(latest)
         if stale and seen.before is None:
             text = (
-                f"the last list of containers is {age:.0f} s old; the next look tells whether it is still the last one"
+                f"at {_read_at(latest)} the last list of containers was {duration(age)} old; the next reading shows "
+                "whether it is still the last one"
             )
             return CheckResult(unknown={UNHEALTHY: text})
-        return CheckResult(tuple(self._findings(seen, latest, age)), healthy={UNHEALTHY: _healthy(seen, age)})
+        return CheckResult(tuple(self._findings(seen, latest, age)), healthy={UNHEALTHY: _healthy(seen, latest, age)})
 
     def _findings(self, seen: Observation, latest: PlegMetrics, age: float) -> Iterator[Finding]:
         mean = _mean_duration(seen)
@@ -178,12 +183,13 @@ class KubeletPlegDetector:
         limit = self._settings.stale_seconds
         return max(limit, EVENTED_LIMIT_SECONDS) if latest.evented else limit
 
-    def _no_answer(self, seconds: float) -> str:
+    def _no_answer(self, seen: Observation) -> str:
+        last = f"the last reading is of {_read_at(seen.before)}" if seen.before else "there is no earlier reading"
         return (
-            f"GET {self._url}/metrics has not been answered for {seconds:.0f} s. That says nothing about PLEG: the "
-            "kubelet's metrics hang for the whole node while a single shim is stopped, while containerd is, and while "
-            "the kubelet is: see ContainerdShimHung, ContainerRuntimeUnresponsive and KubeletHealthzFailing. It is not "
-            "asked again meanwhile"
+            f"GET {self._url}/metrics has not been answered for {duration(seen.unanswered_seconds)}; {last}. That says "
+            "nothing about PLEG: the kubelet's metrics hang for the whole node while a single shim is stopped, while "
+            "containerd is, and while the kubelet is: see ContainerdShimHung, ContainerRuntimeUnresponsive and "
+            "KubeletHealthzFailing. No further request is sent meanwhile"
         )
 
     def _comparable(self, latest: PlegMetrics) -> PlegMetrics | None:
@@ -221,12 +227,22 @@ def _mean_duration(seen: Observation) -> float | None:
     return _mean(seen.latest.durations, seen.before.durations) if seen.latest and seen.before else None
 
 
-def _healthy(seen: Observation, age: float) -> str:
-    text = f"the last list of containers is {max(age, 0.0):.0f} s old"
+def _age(latest: PlegMetrics) -> float:
+    """How old the last list was when the metrics were read; 0 if the clock was set back since."""
+    return max(0.0, latest.wall - latest.last_seen) if latest.last_seen is not None else 0.0
+
+
+def _read_at(metrics: PlegMetrics) -> str:
+    return moment(metrics.wall)
+
+
+def _healthy(seen: Observation, latest: PlegMetrics, age: float) -> str:
+    old = duration(age) if age >= WHOLE_SECONDS else "under 1 s"
+    text = f"at {_read_at(latest)} the last list of containers was {old} old"
     mean = _mean_duration(seen)
     if mean is not None:
-        return f"{text}, and lists took {_readable(mean)} in the mean since the look before"
-    return text if seen.before else f"{text}; how long lists take is told from the next look on"
+        return f"{text}, and lists took {measured_duration(mean)} in the mean since the reading before"
+    return text if seen.before else f"{text}; how long lists take is known from the next reading on"
 
 
 _WHERE = (
@@ -236,24 +252,27 @@ _WHERE = (
 
 
 def _stale_message(latest: PlegMetrics, age: float) -> str:
+    """Only what the reading shows: whether the node is NotReady, and for which reason, is not in these metrics."""
     limit = EVENTED_LIMIT_SECONDS if latest.evented else KUBELET_LIMIT_SECONDS
-    node = "and has called the node NotReady for it" if age > limit else f"and calls the node NotReady at {limit:.0f} s"
+    own = f'of {duration(limit)} ("PLEG is not healthy")'
+    compared = "That is past the kubelet's own limit" if age > limit else "The kubelet has its own limit,"
     return (
-        f"the kubelet has not listed its containers for {age:.0f} s, {node}: it notices neither that one has ended nor "
-        f"that one is ready; what runs goes on. {_WHERE}"
+        f"at {_read_at(latest)} the kubelet had not listed its containers for {duration(age)}: it notices neither that "
+        f"one has ended nor that one is ready; what runs goes on. {compared} {own}; whether the node is Ready is not "
+        f"known here. {_WHERE}"
     )
 
 
 def _slow_message(mean: float, limit: float) -> str:
     return (
-        f"the kubelet's lists of its containers took {_readable(mean)} in the mean since the look before (limit "
-        f"{limit:g} s, 0.1 s is usual): it notices that late what containers do. {_WHERE}"
+        f"the kubelet's lists of its containers took {duration(mean)} in the mean since the reading before (limit "
+        f"{duration(limit)}, 0.1 s is usual): it notices that late what containers do. {_WHERE}"
     )
 
 
 def _discard_message(seen: Observation, window: float) -> str:
     return (
-        f"the kubelet threw {seen.discarded:.0f} changes of containers away in the last {window:.0f} s, since its "
+        f"the kubelet threw {seen.discarded:.0f} changes of containers away in the last {duration(window)}, since its "
         "queue of a thousand was full: pods may be shown and restarted late. It, or the node, is probably short of "
         "CPU: see /proc/pressure/cpu and the cpu.stat of the kubelet's cgroup."
     )
@@ -267,14 +286,12 @@ def _values(seen: Observation) -> dict[str, Value]:
     interval = _mean(latest.intervals, before.intervals) if before else None
     relists = latest.durations.count - before.durations.count if before and before.durations and latest.durations else 0
     return {
-        "last_relist_seconds_ago": round(latest.wall - latest.last_seen, 1),
+        "read_timestamp_seconds": latest.wall,
+        "last_relist_timestamp_seconds": latest.last_seen,
+        "last_relist_age_seconds": rounded(_age(latest)),
         "relists": int(relists) if before else None,
-        "mean_relist_seconds": None if mean is None else round(mean, 3),
-        "mean_interval_seconds": None if interval is None else round(interval, 3),
+        "mean_relist_seconds": None if mean is None else rounded(mean),
+        "mean_interval_seconds": None if interval is None else rounded(interval),
         "discarded_events": int(seen.discarded) or None,
         "evented": latest.evented or None,
     }
-
-
-def _readable(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

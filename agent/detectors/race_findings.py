@@ -15,6 +15,7 @@ from agent.detectors.conntrack_dns_look import (
     raced,
     waiting_flows,
 )
+from agent.durations import duration, rounded
 from agent.host.conntrack import DnsFlow
 from agent.host.dns import Exchange
 from agent.host.dns_conversation import Fate
@@ -97,7 +98,7 @@ def _insert_failed(
     own = f"{pairs} of our own parallel DNS pairs lost one query. " if pairs else ""
     text = (
         f"{events.lost_inserts} packets lost the race for their conntrack entry in the last "
-        f"{seen.window_seconds:.0f} s (insert_failed and drop rose together). {own}"
+        f"{duration(seen.window_seconds)} (insert_failed and drop rose together). {own}"
         f"{_waiting_text(seen, waiting)}{_AVOID_RACE}"
     )
     return (
@@ -115,7 +116,7 @@ def _insert_failed(
 
 def _race_text(seen: ConntrackDnsObservation) -> str:
     events = events_of(seen)
-    parts = [f"in the last {seen.window_seconds:.0f} s {_counter_text(seen, events)}"]
+    parts = [f"in the last {duration(seen.window_seconds)} {_counter_text(seen, events)}"]
     clashes = events.rises.get("clash_resolve", 0)
     if clashes:
         parts.append(f"races happen here and nothing is lost to them (clashes resolved by the kernel: {clashes})")
@@ -166,7 +167,7 @@ def _race_values(seen: ConntrackDnsObservation, events: Events, waiting: tuple[D
     return {
         "lost_inserts": events.lost_inserts,
         "clash_resolve": events.rises.get("clash_resolve", 0),
-        "window_seconds": round(seen.window_seconds, 1),
+        "window_seconds": rounded(seen.window_seconds),
         "unreplied_flows": len(waiting),
         "unreplied_flows_of": _owners_text(seen, waiting),
     }

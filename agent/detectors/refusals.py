@@ -6,6 +6,7 @@ What kubelet_healthz and container_runtime have in common.
 from typing import Protocol
 
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.host.exchange import Ending
 from agent.host.service import Halt, Lifetime
 from agent.model import Action
@@ -47,7 +48,8 @@ def restarting(name: str, life: Lifetime, refused_seconds: float, graces: Graces
     """
     grace = graces.restart_grace_seconds
     if life.age_seconds is not None and life.age_seconds < grace and refused_seconds < grace:
-        return f"{who(name, life)} was started {life.age_seconds:.0f} s ago and does not accept connections yet"
+        age = readable(life.age_seconds)
+        return f"{who(name, life)} was started {age} ago and does not accept connections yet"
     if life.process is None and life.ended is not None and refused_seconds < graces.ended_grace_seconds:
         return f"{name}'s process {life.ended.pid} has just ended; its restart is awaited"
     return ""
@@ -101,4 +103,4 @@ def who(name: str, life: Lifetime) -> str:
 
 def readable(seconds: float) -> str:
     """Write a duration for people."""
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    return measured_duration(seconds)

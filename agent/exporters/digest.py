@@ -7,10 +7,10 @@ node. Every text in a digest has been through `printable`, so no layout has to t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.durations import duration
+from agent.durations import measured_duration, moment
 from agent.exporters.advice import advise
 from agent.exporters.advice_steps import Advice
-from agent.exporters.wording import ago, measured, moment, short_id
+from agent.exporters.wording import ago, measured, short_id
 from agent.model import (
     ActiveFinding,
     Condition,
@@ -130,7 +130,7 @@ def _accusation(active: ActiveFinding, told: str, now: float) -> Accusation:
     finding = active.finding
     other_reason = (("reason", _safe(finding.reason)),) if finding.reason != told else ()
     rows = (*other_reason, *_whose(finding), ("since", _since(active.since, now)))
-    evidence = tuple(measured(key, value) for key, value in finding.values.items() if value is not None)
+    evidence = tuple(measured(key, value, now) for key, value in finding.values.items() if value is not None)
     return Accusation(_safe(finding.message), rows, evidence, advise(finding))
 
 
@@ -187,7 +187,7 @@ def _look(detector: DetectorStatus, now: float) -> str:
         parts.append(ago(detector.last_run_time, now))
     if detector.duration_seconds is not None:
         verb = "running for" if detector.state is DetectorState.OVERDUE else "took"
-        parts.append(f"{verb} {duration(detector.duration_seconds)}")
+        parts.append(f"{verb} {measured_duration(detector.duration_seconds)}")
     return ", ".join(parts)
 
 

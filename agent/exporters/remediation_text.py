@@ -6,9 +6,9 @@ Every function returns plain lines in a fixed order; every text from outside has
 from collections.abc import Iterator, Mapping
 
 from agent.acts import ActionStatus, Evidence, Outcome, Refusal, Remediation, RemediationStatus, Request
-from agent.durations import duration
+from agent.durations import duration, measured_duration, moment
 from agent.exporters.layout import labelled, wrapped
-from agent.exporters.wording import moment, short_id
+from agent.exporters.wording import short_id
 from agent.model import ActiveFinding, Target, TargetKind
 from agent.printable import printable
 
@@ -160,7 +160,7 @@ def remediation_lines(done: Remediation) -> Iterator[str]:
         ("asked by", f"{_safe(asked.caller) or 'unknown'} with fencing token {asked.fencing_token}"),
         ("reason", _safe(asked.reason)),
         ("received", moment(done.received_at)),
-        ("took", duration(max(0.0, done.finished_at - done.received_at)) if done.finished_at else ""),
+        ("took", measured_duration(max(0.0, done.finished_at - done.received_at)) if done.finished_at else ""),
         ("evidence", _safe(done.evidence_id)),
     )
     for label, text in rows:

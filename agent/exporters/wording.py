@@ -2,26 +2,32 @@
 
 import math
 import re
-from datetime import UTC, datetime
 
-from agent.durations import DAY, HOUR, MINUTE, measured_duration
+from agent.durations import DAY, HOUR, MINUTE, measured_duration, moment
 from agent.model import Value
 from agent.printable import printable
 
+MAX_MOMENT = 253_402_300_800.0
+"""The year 10000, which has no date here."""
 MAX_TEXT = 256
 """Characters of one measured text."""
-_UNITS = ("_seconds_ago", "_seconds", "_bytes", "_ratio", "_percent", "_per_second", "_per_minute", "_per_hour")
+_UNITS = (
+    "_timestamp_seconds",
+    "_seconds_ago",
+    "_seconds",
+    "_bytes",
+    "_ratio",
+    "_percent",
+    "_per_second",
+    "_per_minute",
+    "_per_hour",
+)
 _RATES = {"_per_second": "/s", "_per_minute": "/min", "_per_hour": "/h"}
 _IDENTITIES = ("pid", "ppid", "start_time", "port", "inode", "code")
 """Numbers that name something: no thousands separators."""
 _HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
 _FULL_ID = re.compile(r"[0-9a-f]{64}\Z")
 _ACRONYMS = {"pid", "ppid", "dns", "udp", "tcp", "cri", "pleg", "http", "oom", "cpu", "uid", "ip"}
-
-
-def moment(seconds: float) -> str:
-    """Seconds since the epoch as `2026-08-01 03:12:45 UTC`."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def ago(then: float, now: float) -> str:
@@ -35,15 +41,26 @@ def ago(then: float, now: float) -> str:
     return f"{gone / DAY:.0f} d ago"
 
 
-def measured(key: str, value: Value) -> tuple[str, str]:
-    """Name and text of one value of a finding: (`connect`, `2.0 s`) for `connect_seconds` or `connectSeconds`, 2.0."""
+def measured(key: str, value: Value, now: float | None = None) -> tuple[str, str]:
+    """Name and text of one value of a finding: (`connect`, `2.0 s`) for `connect_seconds` or `connectSeconds`, 2.0.
+
+    With `now`, a moment is shown with how long ago it was.
+    """
     key = snake(key)
     suffix = next((unit for unit in _UNITS if key.endswith(unit) and key != unit), "")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number:
         return _words(key), _plain(value)
     name = _words(key.removesuffix(suffix))
+    if suffix == "_timestamp_seconds":
+        return name, _moment(float(value), now)  # type: ignore[arg-type]
     return name, _number(key, suffix, float(value) if suffix else value)  # type: ignore[arg-type]
+
+
+def _moment(then: float, now: float | None) -> str:
+    if not math.isfinite(then) or not 0 <= then < MAX_MOMENT:
+        return "not known"
+    return moment(then) if now is None else f"{moment(then)} ({ago(then, now)})"
 
 
 def snake(key: str) -> str:

@@ -23,6 +23,8 @@ _KUBERNETES = re.compile(
 
 _POD = re.compile(r"(?:kubepods-.*-?)?pod[0-9a-f]")
 """The name of a pod's own cgroup, by either driver."""
+_UNIT = re.compile(r"\.(?:service|scope|slice)\Z")
+"""systemd.unit(5): the types of unit that have a cgroup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,31 @@ class CgroupOwner:
     path: str
     container_id: str
     pod_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PidsLimit:
+    """A limit of pids, how many of it are used, and the cgroup that has it, as in /proc/N/cgroup."""
+
+    used: int
+    limit: int
+    cgroup: str
+
+    @property
+    def unit(self) -> str:
+        """The systemd unit whose cgroup this is, so that the limit is its TasksMax; empty if it is no unit's."""
+        name = self.cgroup.rpartition("/")[2]
+        return name if _UNIT.search(name) and not self.of_kubernetes else ""
+
+    @property
+    def of_kubernetes(self) -> bool:
+        """Whether it is the limit of a pod or of one of its containers."""
+        return "kubepods" in self.cgroup and any(_POD.match(step) for step in self.cgroup.split("/"))
+
+    @property
+    def of_pod(self) -> bool:
+        """Whether it is the limit of a whole pod."""
+        return "kubepods" in self.cgroup and bool(_POD.match(self.cgroup.rpartition("/")[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +94,21 @@ def owner(lines: tuple[str, ...], namespaces: tuple[str, ...] = ()) -> CgroupOwn
     """
     found = (_owner_of_path(path, namespaces) for path in dict.fromkeys(paths(lines).values()))
     return next((owner for owner in found if owner is not None), None)
+
+
+def unit(lines: tuple[str, ...]) -> str:
+    """Return the systemd unit a process belongs to: the innermost service or scope in its path; empty if in none.
+
+    Where v1 and v2 are side by side, systemd keeps its own tree on v2 or on the named hierarchy `name=systemd`.
+    """
+    by_controller = paths(lines)
+    for path in (by_controller.get("name=systemd", ""), by_controller.get("", "")):
+        steps = path.split("/")
+        if not any(_POD.match(step) for step in steps):
+            found = [step for step in steps if step.endswith((".service", ".scope"))]
+            if found:
+                return found[-1]
+    return ""
 
 
 def is_own(path: str, container_id: str, namespaces: tuple[str, ...] = ()) -> bool:
@@ -189,8 +231,8 @@ class Cgroups:
             raise OSError(errno.ENOENT, "no cgroup hierarchy is to be seen", self._root)
         return mounts
 
-    def pids(self, lines: tuple[str, ...]) -> tuple[int, int] | None:
-        """Return (pids.current, pids.max) of the most used-up limit of a process's pod, or None if there is none.
+    def pids(self, lines: tuple[str, ...]) -> PidsLimit | None:
+        """Return the most used-up limit of pids that holds for a process, or None if there is none.
 
         Looked for in its own cgroup and those above, up to the pod's; outside a pod up to the root.
         """
@@ -200,13 +242,13 @@ class Cgroups:
             limit
             for mount, path in (("pids", v1), ("", v2), ("unified", v2))
             for directory in _upwards(path)
-            if (limit := self._pids_limit(f"{mount}{directory}"))
+            if (limit := self._pids_limit(mount, directory))
         ]
-        return max(limits, key=lambda pair: pair[0] / max(1, pair[1]), default=None)
+        return max(limits, key=lambda each: each.used / max(1, each.limit), default=None)
 
-    def _pids_limit(self, directory: str) -> tuple[int, int] | None:
-        limit, current = self._read(f"{directory}/pids.max"), self._read(f"{directory}/pids.current")
-        return (int(current), int(limit)) if limit.isdigit() and current.isdigit() else None
+    def _pids_limit(self, mount: str, path: str) -> PidsLimit | None:
+        limit, current = self._read(f"{mount}{path}/pids.max"), self._read(f"{mount}{path}/pids.current")
+        return PidsLimit(int(current), int(limit), path) if limit.isdigit() and current.isdigit() else None
 
     def _read(self, path: str) -> str:
         if "/../" in f"{path}/":

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.model import (
     CannotSeeError,
     CheckResult,
@@ -168,7 +169,7 @@ class Runner:
         if run is None or running <= self._settings.timeout_seconds:
             return False
         message = (
-            f"a look has not returned for {running:.0f} s (limit {self._settings.timeout_seconds:g} s); "
+            f"a look has not returned for {measured_duration(running)} (limit {self._settings.timeout_seconds:g} s); "
             "what it reads does not answer, and it is not started again meanwhile"
         )
         last_run = self._last().status.last_run_time
@@ -248,7 +249,7 @@ class Runner:
         self._wish = _Wish(recheck=CONFIRM_SECONDS * 2**self._discarded_in_a_row)
         self._discarded += 1
         self._discarded_in_a_row = min(self._discarded_in_a_row + 1, MAX_DISCARDS)
-        message = f"the last look was thrown away: this process stood still for {stalled:.1f} s during it"
+        message = f"the last look was thrown away: this process stood still for {measured_duration(stalled)} during it"
         log.warning(message, extra={"detector": self.name})
         conditions = self._last().conditions
         if self._discarded_in_a_row == MAX_DISCARDS:

@@ -58,6 +58,34 @@ def test_a_dry_run_is_sent_as_one(agent: AgentDouble, run: CommandLine) -> None:
     assert done.out.startswith("dry_run: ")
 
 
+def test_a_dry_run_needs_neither_a_terminal_nor_a_confirmation(agent: AgentDouble) -> None:
+    agent.answers = [Outcome.DRY_RUN]
+    words = command(*KILL, "--dry-run", "--endpoint", agent.endpoint)
+    done = subprocess.run(words, input="", capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, [asked.dry_run for asked in agent.asked]) == (0, [True])
+    assert "[y/N]" not in done.stderr
+    assert done.stdout.startswith("dry_run: ")
+
+
+@pytest.mark.parametrize("typed", ["n\n", "", "y\n"])
+def test_a_dry_run_on_a_terminal_does_not_ask_either(agent: AgentDouble, run: CommandLine, typed: str) -> None:
+    agent.answers = [Outcome.DRY_RUN]
+    done = run(*KILL, "--dry-run", typed=typed)
+    assert (done.code, len(agent.asked)) == (0, 1)
+    assert "[y/N]" not in done.err
+
+
+def test_an_agent_in_dry_run_is_still_asked_only_after_a_confirmation(agent: AgentDouble, run: CommandLine) -> None:
+    agent.status = replace(READY, dry_run=True)  # it may have been restarted to act by the time it is asked
+    assert run(*KILL, typed="n\n").code == 2
+    assert agent.asked == []
+
+
+def test_without_a_confirmation_only_a_dry_run_is_sent(agent: AgentDouble, run: CommandLine) -> None:
+    assert run(*KILL).code == 2
+    assert agent.asked == []
+
+
 # -- what is shown and asked
 
 

@@ -78,16 +78,16 @@ def only(result: CheckResult) -> Finding:
     [
         (
             RuntimeAnswer(0, "", "containerd", "1.6.20~ds1"),
-            "containerd (pid 701) answered in 1 ms (containerd 1.6.20~ds1)",
+            "containerd (pid 701) answered in 1.2 ms (containerd 1.6.20~ds1)",
         ),
-        (RuntimeAnswer(0), "containerd (pid 701) answered in 1 ms"),
+        (RuntimeAnswer(0), "containerd (pid 701) answered in 1.2 ms"),
         (
             RuntimeAnswer(12, "unknown service"),
-            "containerd (pid 701) answered in 1 ms; its CRI is switched off, so it serves no kubelet",
+            "containerd (pid 701) answered in 1.2 ms; its CRI is switched off, so it serves no kubelet",
         ),
         (
             RuntimeAnswer(2, "server is not initialized yet"),
-            "containerd (pid 701) answered in 1 ms, with gRPC status 2: server is not initialized yet",
+            "containerd (pid 701) answered in 1.2 ms, with gRPC status 2: server is not initialized yet",
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_two_unanswered_connections_are_two_sightings() -> None:
     assert (finding.reason, finding.sightings, finding.timed) == (TIMEOUT, 2, True)
     assert finding.recommended_action is Action.RESTART_CONTAINERD
     assert finding.target == Target(TargetKind.CONTAINERD, pid=701, start_time=3000, boot_id=BOOT, address=ADDRESS)
-    assert "within 5 s, nor on a second connection" in finding.message
+    assert "within 5.0 s, nor on a second connection" in finding.message
     assert "ContainerdShimHung" in finding.message, "a restart is not always safe"
     assert "running containers go on" in finding.message
 
@@ -110,7 +110,7 @@ def test_two_unanswered_connections_are_two_sightings() -> None:
 def test_a_lost_connection_alone_is_a_suspicion() -> None:
     finding = only(check(ended(Ending.TIMEOUT), answered(RuntimeAnswer(0))))
     assert (finding.reason, finding.sightings) == (TIMEOUT, 1)
-    assert "A second connection beside it: answered after 1 ms." in finding.message
+    assert "A second connection beside it: answered after 1.2 ms." in finding.message
 
 
 UNIT = "/system.slice/containerd.service"

@@ -17,10 +17,11 @@ from agent.detectors.defunct_processes import (
     Observation,
     _trend,
 )
-from agent.host.cgroups import CgroupOwner, Cgroups
+from agent.exporters.wording import measured
+from agent.host.cgroups import CgroupOwner, Cgroups, PidsLimit
 from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import Process, Procfs
-from agent.model import Action, CannotSeeError, CheckResult, PodRef, TargetKind
+from agent.model import Action, CannotSeeError, CheckResult, PodRef, TargetKind, Value
 from tests.unit.builders import (
     POD_UID,
     WEB,
@@ -76,6 +77,10 @@ def parent(zombies: int = MAX_PER_PARENT + 1, *, comm: str = "server", state: st
     return replace(usual, **fields)  # type: ignore[arg-type]
 
 
+def limit(used: int, most: int, cgroup: str = f"/kubepods/burstable/pod{POD_UID}") -> PidsLimit:
+    return PidsLimit(used, most, cgroup)
+
+
 def seen(
     *parents: Parent,
     lasting: int | None = None,
@@ -99,13 +104,13 @@ def test_a_node_without_zombies_is_well(detector: DefunctProcessesDetector) -> N
 
 
 def test_the_same_observation_gives_the_same_result(detector: DefunctProcessesDetector) -> None:
-    observation = seen(parent(16018, pids=(90, 100)), young=40)
+    observation = seen(parent(16018, pids=limit(90, 100)), young=40)
     assert detector.check(observation) == detector.check(observation)
 
 
 class TestParentNotReaping:
     def test_a_parent_with_more_zombies_than_allowed_is_named(self, detector: DefunctProcessesDetector) -> None:
-        finding = only(detector.check(seen(parent(pids=(40, 1000)))))
+        finding = only(detector.check(seen(parent(pids=limit(40, 1000)))))
         assert (finding.condition, finding.reason) == (EXCESSIVE, "ParentNotReaping")
         assert finding.recommended_action is Action.SIGNAL_PARENT
         assert finding.message == (
@@ -127,7 +132,45 @@ class TestParentNotReaping:
             "podPids": 40,
             "podPidsMax": 1000,
             "growthPerSecond": None,
+            "frozenCgroup": None,
+            "thawFile": None,
         }
+
+    @pytest.mark.parametrize(
+        ("cgroup", "values", "words"),
+        [
+            (
+                "/system.slice/cron.service",
+                {"unit": "cron.service", "unitTasks": 40, "unitTasksMax": 2361},
+                {"unit: cron.service", "unit tasks: 40", "unit tasks max: 2,361"},
+            ),
+            ("/system.slice", {"unit": "system.slice", "unitTasks": 40, "unitTasksMax": 2361}, {"unit: system.slice"}),
+            (
+                kubepods(ID),
+                {"pidsCgroup": kubepods(ID), "cgroupPids": 40, "cgroupPidsMax": 2361},
+                {"cgroup pids max: 2,361"},
+            ),
+        ],
+    )
+    def test_a_limit_is_called_a_pods_only_if_it_is_one(
+        self, detector: DefunctProcessesDetector, cgroup: str, values: dict[str, Value], words: set[str]
+    ) -> None:
+        finding = only(detector.check(seen(parent(pids=limit(40, 2361, cgroup)))))
+        assert values.items() <= finding.values.items()
+        assert not [key for key in finding.values if key.startswith("pod")]
+        shown = {f"{name}: {text}" for name, text in (measured(*each) for each in finding.values.items())}
+        assert words <= shown
+
+    def test_the_unit_to_restart_is_named(self, detector: DefunctProcessesDetector) -> None:
+        finding = only(detector.check(seen(parent(owner=None, pod=None, unit="cron.service"))))
+        assert finding.message.endswith("it is no container's process: restart its unit, cron.service")
+
+    def test_what_thaws_the_parent_is_told_with_the_cgroup_that_is_frozen(
+        self, detector: DefunctProcessesDetector
+    ) -> None:
+        file = "/sys/fs/cgroup/freezer/kubepods/pod1/freezer.state"
+        finding = only(detector.check(seen(parent(frozen_cgroup="/kubepods/pod1", thaw_file=file))))
+        assert (finding.values["frozenCgroup"], finding.values["thawFile"]) == ("/kubepods/pod1", file)
 
     def test_not_one_with_just_as_many_as_allowed(self, detector: DefunctProcessesDetector) -> None:
         assert detector.check(seen(parent(MAX_PER_PARENT))).findings == ()
@@ -234,30 +277,40 @@ class TestExhaustion:
 
     @pytest.mark.parametrize(("used", "near"), [(84, False), (85, True), (100, True)])
     def test_a_pod_is_near_its_end_by_share(self, detector: DefunctProcessesDetector, used: int, near: bool) -> None:
-        result = detector.check(seen(parent(pids=(used, 100))))
+        result = detector.check(seen(parent(pids=limit(used, 100))))
         assert reasons(result) == (["PidExhaustionAhead"] if near else []) + ["ParentNotReaping"]
         if near:
             finding = result.findings[0]
-            assert f"runs out of pids: {used} of 100 in use, 31 by zombies of process 500 (server)" in finding.message
+            assert (
+                f"runs out of pids: {used} of 100 in use (the pod's limit), 31 by zombies of process 500 (server)"
+                in finding.message
+            )
             assert (finding.recommended_action, finding.pod) == (Action.SIGNAL_PARENT, WEB)
 
+    def test_a_containers_own_limit_is_named_by_its_cgroup(self, detector: DefunctProcessesDetector) -> None:
+        result = detector.check(seen(parent(pids=limit(99, 100, kubepods(ID)))))
+        assert f"99 of 100 in use (limit of cgroup {kubepods(ID)})" in result.findings[0].message
+
     def test_what_mends_it_is_what_keeps_the_parent_from_reaping(self, detector: DefunctProcessesDetector) -> None:
-        frozen, gone = parent(pids=(100, 100), frozen_cgroup="/kubepods/pod1"), parent(pids=(100, 100), process=None)
+        frozen, gone = (
+            parent(pids=limit(100, 100), frozen_cgroup="/kubepods/pod1"),
+            parent(pids=limit(100, 100), process=None),
+        )
         assert {each.recommended_action for each in detector.check(seen(frozen)).findings} == {Action.THAW_CGROUP}
         assert only(detector.check(seen(gone))).recommended_action is Action.NONE
 
     def test_a_pod_is_near_its_end_by_its_own_trend(self, detector: DefunctProcessesDetector) -> None:
-        slow, fast = (parent(pids=(100, 1000), growth_per_second=growth) for growth in (0.2, 0.3))
+        slow, fast = (parent(pids=limit(100, 1000), growth_per_second=growth) for growth in (0.2, 0.3))
         assert reasons(detector.check(seen(slow, growth=100.0, tasks=None))) == ["ParentNotReaping"]
         result = detector.check(seen(fast, tasks=None))
         assert reasons(result) == ["PidExhaustionAhead", "ParentNotReaping"]
         assert result.findings[0].values["growthPerSecond"] == 0.3
 
     def test_a_limit_of_nothing_is_used_up(self, detector: DefunctProcessesDetector) -> None:
-        assert reasons(detector.check(seen(parent(pids=(40, 0))))) == ["PidExhaustionAhead", "ParentNotReaping"]
+        assert reasons(detector.check(seen(parent(pids=limit(40, 0))))) == ["PidExhaustionAhead", "ParentNotReaping"]
 
     def test_a_service_has_no_pod_to_run_out(self, detector: DefunctProcessesDetector) -> None:
-        result = detector.check(seen(parent(pids=(99, 100), owner=None, pod=None)))
+        result = detector.check(seen(parent(pids=limit(99, 100), owner=None, pod=None)))
         assert reasons(result) == ["ParentNotReaping"]
 
 
@@ -359,7 +412,7 @@ class TestProbe:
         (found,) = node.look(LASTING).parents
         assert found.process == Process(500, "server", "S", 1, 55)
         assert (found.zombies, found.comm, found.comm_count) == (5, r"a) Z\xff", 3)
-        assert (found.pod, found.owner, found.pids) == (WEB, OWNER, (60, 100))
+        assert (found.pod, found.owner, found.pids) == (WEB, OWNER, PidsLimit(60, 100, kubepods(ID)))
 
     def test_a_pod_no_bundle_tells_of_is_known_by_its_uid(self, node: Node) -> None:
         node.proc.add(500, "server", cgroup=kubepods(ID))

@@ -293,7 +293,7 @@ def test_refused_while_the_process_runs() -> None:
     finding = only(check(refused(), answered_before=True))
     assert (finding.reason, finding.recommended_action, finding.timed) == (REFUSED, Action.RESTART_KUBELET, False)
     assert "nothing listens at http://127.0.0.1:10248/healthz (ECONNREFUSED: connection refused)" in finding.message
-    assert "has been running for 3600 s" in finding.message
+    assert "has been running for 60 min" in finding.message
     assert "healthzPort" in finding.message
 
 

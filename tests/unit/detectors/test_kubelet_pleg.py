@@ -14,6 +14,7 @@ from agent.detectors.kubelet_pleg import (
     KubeletPlegSettings,
     Observation,
 )
+from agent.exporters.wording import measured
 from agent.host.kubelet import KubeletApiError
 from agent.host.pleg import PlegMetrics, PlegSense, Relists
 from agent.model import Action, CannotSeeError, CheckResult, NotApplicableError, Status, Target, TargetKind
@@ -26,6 +27,7 @@ URL = "https://10.0.0.7:10250"
 BOOT = "7c5d0e0e-0a4c-4f0e-9c55-6f4c3c1c9d11"
 SETTINGS = KubeletPlegSettings()
 NOW = 1795331498.0
+READ_AT = "2026-11-22 07:11:38 UTC"
 WELL = PlegMetrics(NOW, 1000.0, NOW - 1, 0.0, Relists(198, 0.32), Relists(197, 200.0))
 BEFORE = replace(WELL, wall=NOW - 30, monotonic=970.0, last_seen=NOW - 31, durations=Relists(168, 0.27))
 
@@ -60,9 +62,10 @@ def stale(seconds: float, *, evented: bool = False) -> tuple[PlegMetrics, PlegMe
 class TestDeciding:
     def test_a_kubelet_that_keeps_up(self) -> None:
         assert healthy(check()) == (
-            "the last list of containers is 1 s old, and lists took 2 ms in the mean since the look before"
+            f"at {READ_AT} the last list of containers was 1.0 s old, and lists took 1.67 ms in the mean since the "
+            "reading before"
         )
-        assert "told from the next look on" in healthy(check(before=None))
+        assert "known from the next reading on" in healthy(check(before=None))
 
     @pytest.mark.parametrize("seconds", [2.0, 60.0, 89.0])
     def test_a_list_that_is_somewhat_old_accuses_nobody(self, seconds: float) -> None:
@@ -71,29 +74,50 @@ class TestDeciding:
     def test_a_pleg_that_stands_still_is_told_before_the_kubelet_does(self) -> None:
         finding = only(check(*stale(95.0)))
         assert finding.reason == RELIST_SLOW
-        assert "has not listed its containers for 95 s, and calls the node NotReady at 180 s" in finding.message
-        assert finding.values["last_relist_seconds_ago"] == 95.0
-        assert "has called the node NotReady for it" in only(check(*stale(200.0))).message
+        assert f"at {READ_AT} the kubelet had not listed its containers for 95 s" in finding.message
+        assert finding.values["last_relist_age_seconds"] == 95.0
+        assert 'The kubelet has its own limit, of 3 min ("PLEG is not healthy")' in finding.message
+        assert "past the kubelet's own limit of 3 min" in only(check(*stale(200.0))).message
+
+    @pytest.mark.parametrize("seconds", [95.0, 200.0])
+    def test_nothing_is_said_of_the_node_that_the_reading_does_not_show(self, seconds: float) -> None:
+        message = only(check(*stale(seconds))).message
+        assert "NotReady" not in message
+        assert "whether the node is Ready is not known here" in message
+
+    def test_the_report_says_how_old_the_reading_is(self) -> None:
+        values = only(check(*stale(95.0))).values
+        told = dict(measured(key, value, NOW + 25) for key, value in values.items())
+        assert told["read"] == f"{READ_AT} (25 s ago)"
+        assert told["last relist"].endswith("(2 min ago)"), "120 s before the report, not 95"
+
+    def test_lists_too_short_to_round_do_not_take_0_s(self) -> None:
+        quick = replace(WELL, durations=Relists(198, 0.27 + 30 * 0.0004))
+        assert "lists took 0.4 ms in the mean" in healthy(check(quick))
+        discarding = detector().check(Observation(quick, 0.0, BEFORE, 7, BOOT))
+        assert measured("mean_relist_seconds", only(discarding).values["mean_relist_seconds"])[1] == "0.4 ms"
 
     def test_one_look_alone_may_be_a_step_of_the_clock(self) -> None:
         latest, before = stale(95.0)
-        assert "the next look tells whether it is still the last one" in check(latest, None).unknown[UNHEALTHY]
+        assert "the next reading shows whether it is still the last one" in check(latest, None).unknown[UNHEALTHY]
         assert not check(latest, replace(before, last_seen=NOW - 120)).findings, "it went on since the look before"
 
     def test_a_clock_set_back_makes_no_age(self) -> None:
-        assert "is 0 s old" in healthy(check(replace(WELL, last_seen=NOW + 3600)))
+        assert "was under 1 s old" in healthy(check(replace(WELL, last_seen=NOW + 3600)))
 
     def test_evented_pleg_lists_seldom_by_design(self) -> None:
         healthy(check(*stale(299.0, evented=True)))
-        assert "NotReady for it" in only(check(*stale(601.0, evented=True))).message
+        assert "past the kubelet's own limit of 10 min" in only(check(*stale(601.0, evented=True))).message
 
     def test_slow_lists_are_told_by_their_mean_between_two_looks(self) -> None:
         slow = replace(WELL, durations=Relists(170, 0.27 + 24.0), intervals=Relists(199, 227.0))
         finding = only(check(slow))
         assert finding.reason == RELIST_SLOW
-        assert "took 12.0 s in the mean since the look before (limit 10 s" in finding.message
+        assert "took 12 s in the mean since the reading before (limit 10 s" in finding.message
         assert finding.values == {
-            "last_relist_seconds_ago": 1.0,
+            "read_timestamp_seconds": NOW,
+            "last_relist_timestamp_seconds": NOW - 1,
+            "last_relist_age_seconds": 1.0,
             "relists": 2,
             "mean_relist_seconds": 12.0,
             "mean_interval_seconds": 13.5,
@@ -110,13 +134,15 @@ class TestDeciding:
     def test_discarded_events_are_told(self) -> None:
         finding = only(check(discarded=7))
         assert finding.reason == EVENTS_DISCARDED
-        assert "threw 7 changes of containers away in the last 300 s" in finding.message
+        assert "threw 7 changes of containers away in the last 5 min" in finding.message
         assert finding.values["discarded_events"] == 7
 
     def test_no_answer_accuses_nobody_and_says_why(self) -> None:
-        result = detector().check(Observation(None, 42.0))
+        result = detector().check(Observation(None, 42.0, WELL))
         assert not result.findings
-        assert "has not been answered for 42 s. That says nothing about PLEG" in result.unknown[UNHEALTHY]
+        assert f"not been answered for 42 s; the last reading is of {READ_AT}. That says" in result.unknown[UNHEALTHY]
+        first = detector().check(Observation(None, 42.0))
+        assert "there is no earlier reading" in first.unknown[UNHEALTHY]
         assert "ContainerdShimHung" in result.unknown[UNHEALTHY]
 
     def test_what_is_no_kubelet_says_nothing(self) -> None:
@@ -194,7 +220,7 @@ class TestLooking:
     def test_a_restarted_kubelet_is_compared_with_nothing(self) -> None:
         watch = Watch()
         watch.look(count=5000, total=100.0, discards=10)
-        assert "told from the next look on" in healthy(watch.look(count=3, total=60.0))
+        assert "known from the next reading on" in healthy(watch.look(count=3, total=60.0))
         assert only(watch.look(count=4, total=75.0)).reason == RELIST_SLOW
 
     def test_a_counter_that_only_appears_with_its_first_event_is_counted(self) -> None:
@@ -205,7 +231,7 @@ class TestLooking:
     def test_looks_far_apart_are_not_compared(self) -> None:
         watch = Watch()
         watch.look(count=100, total=1.0)
-        assert "told from the next look on" in healthy(watch.look(after=400.0, count=102, total=341.0))
+        assert "known from the next reading on" in healthy(watch.look(after=400.0, count=102, total=341.0))
 
     def test_no_wish_of_the_runner_makes_it_ask_more_than_once_a_period(self) -> None:
         watch = Watch()

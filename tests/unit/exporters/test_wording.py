@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from agent.durations import duration, measured_duration, rounded
-from agent.exporters.wording import ago, measured, moment
+from agent.durations import duration, measured_duration, moment, rounded
+from agent.exporters.wording import ago, measured
 from agent.model import Value
 
 
@@ -73,6 +73,11 @@ def test_how_long_ago(gone: float, text: str) -> None:
     assert ago(1000.0, 1000.0 + gone) == text
 
 
+def test_a_moment_is_shown_with_how_long_ago_it_was() -> None:
+    text = "2026-08-01 03:12:45 UTC (2 min ago)"
+    assert measured("read_timestamp_seconds", 1785553965.25, 1785553965.25 + 120) == ("read", text)
+
+
 def test_moments_are_in_utc() -> None:
     assert moment(1785553965.25) == "2026-08-01 03:12:45 UTC"
 
@@ -91,6 +96,10 @@ def test_moments_are_in_utc() -> None:
         ("zombies", 16018, "zombies", "16,018"),
         ("load", 1234.6, "load", "1,235"),
         ("pid", 123456, "PID", "123456"),
+        ("start_time", 123456, "start time", "123456"),
+        ("readTimestampSeconds", 1785553965.25, "read", "2026-08-01 03:12:45 UTC"),
+        ("readTimestampSeconds", math.nan, "read", "not known"),
+        ("readTimestampSeconds", 1e300, "read", "not known"),
         ("shim_pid", 123456, "shim PID", "123456"),
         ("node_local_dns", True, "node local DNS", "yes"),
         ("wchan", None, "wchan", "not known"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.cgroups import CgroupOwner, Cgroups, owner, paths
+from agent.host.cgroups import CgroupOwner, Cgroups, PidsLimit, owner, paths, unit
 from tests.unit.builders import POD_UID, container_id, kubepods
 
 ID = container_id(0xABC)
@@ -172,23 +172,58 @@ class TestPids:
     def test_a_pods_limit_counts_for_its_containers(self, sys: Path, mount: str, v1_path: bool) -> None:
         self.limit(sys, f"{mount}pod/c", 3, "max")
         self.limit(sys, f"{mount}pod", 90, 100)
-        assert Cgroups(str(sys)).pids(v1("/pod/c", unified="/") if v1_path else v2("/pod/c")) == (90, 100)
+        assert Cgroups(str(sys)).pids(v1("/pod/c", unified="/") if v1_path else v2("/pod/c")) == PidsLimit(
+            90, 100, "/pod"
+        )
 
     def test_of_several_limits_the_most_used_up_counts(self, sys: Path) -> None:
         self.limit(sys, "system.slice", 9000, 10000)
         self.limit(sys, "system.slice/a", 60, 100)
-        assert Cgroups(str(sys)).pids(v2("/system.slice/a")) == (9000, 10000)
+        assert Cgroups(str(sys)).pids(v2("/system.slice/a")) == PidsLimit(9000, 10000, "/system.slice")
 
     @pytest.mark.parametrize("pod", ["pod1f", "kubepods-besteffort-pod1f_2.slice"])
     def test_what_all_pods_share_is_no_limit_of_one_pod(self, sys: Path, pod: str) -> None:
         self.limit(sys, "kubepods", 9000, 10000)
         self.limit(sys, f"kubepods/{pod}", 60, 100)
         self.limit(sys, f"kubepods/{pod}/c", 10, 20)
-        assert Cgroups(str(sys)).pids(v2(f"/kubepods/{pod}/c")) == (60, 100)
+        assert Cgroups(str(sys)).pids(v2(f"/kubepods/{pod}/c")) == PidsLimit(60, 100, f"/kubepods/{pod}")
 
     def test_a_limit_of_nothing_is_a_limit(self, sys: Path) -> None:
         self.limit(sys, "a", 1, 0)
-        assert Cgroups(str(sys)).pids(v2("/a")) == (1, 0)
+        assert Cgroups(str(sys)).pids(v2("/a")) == PidsLimit(1, 0, "/a")
+
+    @pytest.mark.parametrize(
+        ("cgroup", "of_pod", "unit"),
+        [
+            ("/kubepods/burstable/pod1f", True, ""),
+            ("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1f_2.slice", True, ""),
+            (f"/kubepods/burstable/pod1f/{ID}", False, ""),
+            (f"/kubepods.slice/kubepods-pod1f.slice/cri-containerd-{ID}.scope", False, ""),
+            ("/system.slice/containerd.service", False, "containerd.service"),
+            ("/user.slice/user-0.slice/session-3.scope", False, "session-3.scope"),
+            ("/system.slice", False, "system.slice"),
+            ("/system.slice/podaemon.service", False, "podaemon.service"),
+            ("/kubepods.slice", False, "kubepods.slice"),
+            ("/system.slice/containerd.service/own", False, ""),
+            (f"/k8s.io/{ID}", False, ""),
+        ],
+    )
+    def test_whose_limit_it_is(self, cgroup: str, of_pod: bool, unit: str) -> None:
+        limit = PidsLimit(1, 2, cgroup)
+        assert (limit.of_pod, limit.unit) == (of_pod, unit)
+
+    @pytest.mark.parametrize(
+        ("lines", "name"),
+        [
+            (v2("/system.slice/cron.service"), "cron.service"),
+            (v2("/user.slice/user-0.slice/user@0.service/app.slice/run-1.scope"), "run-1.scope"),
+            (("4:pids:/", "1:name=systemd:/system.slice/cron.service", "0::/"), "cron.service"),
+            (v2(f"/kubepods.slice/kubepods-pod1f.slice/cri-containerd-{ID}.scope"), ""),
+            (v2("/init"), ""),
+        ],
+    )
+    def test_the_unit_a_process_belongs_to(self, lines: tuple[str, ...], name: str) -> None:
+        assert unit(lines) == name
 
     def test_garbage_is_no_limit(self, sys: Path) -> None:
         write(sys, "a/pids.max", "-5\n")

@@ -386,7 +386,7 @@ def test_a_look_across_our_own_stall_accuses_nobody_by_the_clock(board: Board, c
     status, condition = look(runner, board)
     assert condition == before
     assert (status.state, status.discarded) == (DetectorState.OK, 1)
-    assert status.message == "the last look was thrown away: this process stood still for 30.0 s during it"
+    assert status.message == "the last look was thrown away: this process stood still for 30 s during it"
     assert (runner.pause_seconds(), runner.unsettled) == (CONFIRM_SECONDS, True)
 
 
