@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 iptables libc6-dev patchelf procps prometheus prometheus-node-exporter runc util-linux
+CLUSTER_PACKAGES := $(LAB_PACKAGES) containernetworking-plugins debian-archive-keyring dpkg-dev patch xz-utils
 IMAGE_PACKAGES := buildah debootstrap
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agent/__init__.py)
 # The image's base in a registry, with its digest; empty: Debian's own packages, by debootstrap.
@@ -14,14 +15,14 @@ NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 export PYTHONDONTWRITEBYTECODE :=
 
 # What runs on a real containerd: on the version that CONTAINERD names, or on that of its suffix, as in lane-lab-2.1.
-CONTAINERD_LANES := lane-watching lane-image lane-remediation lane-parts lane-lab
+CONTAINERD_LANES := lane-watching lane-image lane-remediation lane-cluster lane-parts lane-lab
 REPEATED_LANES := $(foreach version,1.6 1.7 2.1,$(addsuffix -$(version),$(CONTAINERD_LANES)))
 # In the order in which they start, the long ones first.
-LANES := lane-watching lane-image lane-remediation lane-image-2.1 lane-remediation-2.1 lane-parts lane-lab \
+LANES := lane-watching lane-cluster-2.1 lane-image lane-remediation lane-image-2.1 lane-remediation-2.1 lane-parts lane-lab \
 	lane-parts-2.1 lane-lab-2.1 lane-parts-1.7 lane-lab-1.7 lane-delivery
 MATRIX_LANES := $(filter-out $(LANES) %-1.6,$(REPEATED_LANES))
 
-.PHONY: run demo test test-matrix lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages node-packages image image-size wheels lock clean
+.PHONY: run demo node node-down test test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -37,8 +38,17 @@ run: setup
 demo: setup-lab lab-packages
 	@$(BIN)/python -m tests.demo
 
+## node: start a real one-node Kubernetes cluster in namespaces of its own, with the image on it; CONTAINERD=1.6|1.7|2.1
+node: export CONTAINERD ?= 2.1
+node: setup-test cluster-packages
+	@$(BIN)/python -m tests.node up
+
+## node-down: take it away, whatever has become of it
+node-down:
+	@if [ -e build/node ]; then $(BIN)/python -m tests.node down; else echo "No node runs here."; fi
+
 ## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
-test: unit lab-packages node-packages
+test: kubernetes-in-background unit lab-packages node-packages cluster-packages
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
 	$(BIN)/python -m pytest tests/machine
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)
@@ -57,6 +67,13 @@ lane-watching:
 
 lane-remediation:
 	tools/in-a-node $(BIN)/python -m pytest tests/e2e/remediation
+
+lane-cluster:
+	$(BIN)/python -m pytest tests/cluster
+
+# What it needs of Debian is installed before: apt runs once at a time. The lane that needs it waits for its end.
+kubernetes-in-background: cluster-packages
+	@mkdir -p build; nice -n 19 tools/get-kubernetes >build/kubernetes.log 2>&1 &
 
 lane-image:
 	$(BIN)/python -m pytest tests/image
@@ -144,8 +161,11 @@ setup-lint:
 lab-packages:
 	@tools/debian-packages $(LAB_PACKAGES)
 
+cluster-packages:
+	@tools/debian-packages $(CLUSTER_PACKAGES)
+
 node-packages:
 	@tools/debian-packages $(NODE_PACKAGES)
 
-clean:
+clean: node-down
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

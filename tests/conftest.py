@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.versions import DEFAULT, VersionUnavailableError, choose, containerd_version
 
-ON_CONTAINERD = frozenset({"lab", "parts", "e2e", "image", "integration", "machine"})
+ON_CONTAINERD = frozenset({"cluster", "lab", "parts", "e2e", "image", "integration", "machine"})
 """The folders whose tests start a containerd."""
 
 

@@ -4,9 +4,7 @@
 itself there; what it leaves behind ends with the node (see `tests.lab.whole_node`).
 """
 
-import fcntl
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from agent import __version__
 from tests.image.deployed import ImageNode
+from tests.lab.agent_image import ARCHIVE, build_image
 from tests.lab.containerd import NodeContainerd
 from tests.lab.containers import run_container
 from tests.lab.cri import Cri
@@ -26,8 +25,6 @@ from tests.lab.versions import VersionUnavailableError, choose
 from tests.lab.whole_node import NAMESERVER, WholeNode, is_inside
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCHIVE = ROOT / "build" / "nodediag.tar"
-MADE_OF = ("agent", "Dockerfile", "pyproject.toml", "requirements.lock", "tools/image")
 KUBELET_PORT = 10248
 
 
@@ -39,7 +36,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         choose()
     except VersionUnavailableError:
         return None  # every test is skipped or fails with the reason (tests/conftest.py), without a node
-    _build()
+    build_image()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the node is taken away
     with WholeNode() as node:
         return node.run(sys.executable, "-m", "pytest", *config.invocation_params.args)
@@ -67,19 +64,3 @@ def node() -> Iterator[ImageNode]:
         import_image(containerd, ARCHIVE, f"nodediag:{__version__}")
         known = run_container(containerd, pod=Pod("orphaned", "shop"))
         yield ImageNode(containerd, cri, kubelet, dns, known)
-
-
-def _build() -> None:
-    """Build the image if it is missing or old; of two runs side by side, one builds it and the other waits."""
-    ARCHIVE.parent.mkdir(exist_ok=True)
-    with ARCHIVE.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ARCHIVE.exists() or ARCHIVE.stat().st_mtime <= max(map(_changed, MADE_OF)):
-            subprocess.run(["make", "--no-print-directory", "image"], cwd=ROOT, check=True)
-
-
-def _changed(name: str) -> float:
-    """When a file, or the latest of a folder, was changed."""
-    path = ROOT / name
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if "__pycache__" not in each.parts]
-    return max(each.stat().st_mtime for each in files)

@@ -65,14 +65,26 @@ class Authority:
         )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *names: Name | str, seconds: float = HOUR, began: float = 60.0) -> Issued:
-        """Sign a certificate for these names (see `name`), valid since `began` seconds ago and for `seconds` more."""
+    def issue(
+        self,
+        *names: Name | str,
+        seconds: float = HOUR,
+        began: float = 60.0,
+        common_name: str = "a common name is no identity",
+        organization: str = "",
+    ) -> Issued:
+        """Sign a certificate for these names (see `name`), valid since `began` seconds ago and for `seconds` more.
+
+        Kubernetes' own parts take a client's user name from the common name, and its groups from the organization.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
+        subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+        subject += [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)] if organization else []
         alternatives = [each if isinstance(each, x509.GeneralName) else name(each) for each in names]
         builder = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a common name is no identity")]))
+            .subject_name(x509.Name(subject))
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())

@@ -114,6 +114,13 @@ class WholeNode:
     ) -> None:
         self._undo.close()
 
+    @property
+    def init(self) -> Process:
+        """The node's pid 1, seen from outside."""
+        if self._init is None:
+            raise RuntimeError("the node is not up")
+        return self._init
+
     def run(self, *argv: str) -> int:
         """Run a command in the node, on our own terminal, and return its exit status."""
         with Path("/proc/self/ns/net").open() as network:
@@ -179,9 +186,7 @@ class WholeNode:
             raise RuntimeError(f"the node could not be furnished: {done.stderr.strip()}")
 
     def _entering(self) -> list[str]:
-        if self._init is None:
-            raise RuntimeError("the node is not up")
-        return ["nsenter", f"--target={self._init.pid}", "--pid", "--net", "--mount", "--cgroup", "--ipc", "--"]
+        return ["nsenter", f"--target={self.init.pid}", "--pid", "--net", "--mount", "--cgroup", "--ipc", "--"]
 
     def _in_cgroup(self, argv: list[str]) -> list[str]:
         procs = [str(tree.at(self.cgroup) / "cgroup.procs") for tree in cgroups.hierarchies()]

@@ -1,0 +1,1 @@
+"""The manifests on a real one-node Kubernetes, applied with kubectl."""
