@@ -22,7 +22,7 @@ LANES := lane-watching lane-cluster-2.1 lane-image lane-remediation lane-image-2
 	lane-parts-2.1 lane-lab-2.1 lane-parts-1.7 lane-lab-1.7 lane-delivery
 MATRIX_LANES := $(filter-out $(LANES) %-1.6,$(REPEATED_LANES))
 
-.PHONY: run demo node node-down test test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
+.PHONY: run demo node node-down test test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -86,6 +86,10 @@ lane-lab:
 
 lane-delivery:
 	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2
+
+## vm-test: what needs systemd, cgroup v2 or AppArmor, in a virtual machine; it takes both cores, so by itself
+vm-test: setup-test
+	$(BIN)/python -m pytest tests/vm
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages

@@ -202,7 +202,6 @@ def _values(seen: Observation) -> dict[str, Value]:
         "process_age_seconds": seen.lifetime.age_seconds,
         "process_state": seen.halt.state or None,
         "frozen_cgroup": seen.halt.frozen_cgroup or None,
-        "thaw_file": seen.halt.thaw_file or None,
         "unit": seen.lifetime.unit or None,
     }
     if first.answer:

@@ -14,7 +14,6 @@ from agent.exporters.wording import snake
 from agent.model import Action, Finding, TargetKind
 
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|scope)\Z")
-_BY_HAND_TOO = "and remediation is disabled on this node"
 _SWITCHES: Mapping[str, str] = {"cgroup.freeze": "0", "freezer.state": "THAWED"}
 """What is written to which file of a cgroup to thaw it: v2 and v1."""
 
@@ -99,8 +98,6 @@ def _kill_parent(finding: Finding) -> Advice:
 
 
 def _restart_kubelet(finding: Finding) -> Advice:
-    if finding.target.pid is None:
-        return _start_service(finding, "kubelet")
     return Advice(
         (
             *_continue_service(finding, "kubelet"),
@@ -113,8 +110,6 @@ def _restart_kubelet(finding: Finding) -> Advice:
 
 def _restart_containerd(finding: Finding) -> Advice:
     shims = "Only if ContainerdShimHung is not reported: a restart can clean up the pod of a hung shim"
-    if finding.target.kind is TargetKind.CONTAINERD and finding.target.pid is None:
-        return _start_service(finding, "containerd", ", and ContainerdShimHung is not reported")
     stopped = _continue_service(finding, "containerd") if finding.target.kind is TargetKind.CONTAINERD else ()
     return Advice(
         (
@@ -131,45 +126,6 @@ def _restart_containerd(finding: Finding) -> Advice:
                 "Only if it prints KillMode=process, ContainerdShimHung is not reported, and remediation is disabled "
                 "on this node",
                 ("systemctl restart containerd",),
-            ),
-        )
-    )
-
-
-def _start_service(finding: Finding, comm: str, further: str = "") -> Advice:
-    """Return the steps for a service that has ended: it may have been stopped on purpose, or systemd has given up.
-
-    `further`: what else a start depends on.
-    """
-    when = f"Only if nobody stopped it on purpose{further}"
-    named = finding.values.get("unit")
-    unit = named if isinstance(named, str) and _UNIT.match(named) else f"{comm}.service"
-    states = f"systemctl show -p ActiveState,Result,LoadState,UnitFileState {shlex.quote(unit)}"
-    return Advice(
-        (
-            Step(
-                f"See why {comm} ended, and whether it was stopped on purpose.",
-                commands=(states, f"journalctl -u {shlex.quote(unit)} -n 200 --no-pager"),
-            ),
-            *by_agent(finding, f"Have the agent start {unit}. It refuses a unit that is masked or disabled.", when),
-            Step(f"Start {comm} by hand.", f"{when}, {_BY_HAND_TOO}", (f"systemctl start {shlex.quote(unit)}",)),
-            Step(
-                "Let systemd start the unit again, which it refuses after too many starts.",
-                "Only if it prints Result=start-limit-hit, and what ends it is repaired",
-                (f"systemctl reset-failed {shlex.quote(unit)} && systemctl start {shlex.quote(unit)}",),
-            ),
-        )
-    )
-
-
-def _find_unit(comm: str) -> Advice:
-    """Return the steps for a service that does not run, where the agent has not seen which unit ran it."""
-    return Advice(
-        (
-            Step(f"Find the unit that runs {comm}.", commands=(f"systemctl list-unit-files '*{comm}*'",)),
-            Step(
-                "Read its journal with `journalctl -u UNIT`, and start it with `systemctl start UNIT`.",
-                "Only if nobody stopped it on purpose",
             ),
         )
     )
@@ -223,8 +179,6 @@ def _nothing(finding: Finding) -> Advice:
     target = finding.target
     if target.kind is TargetKind.CONTAINER and target.cgroup:
         return processes_without_shim(finding)
-    if target.kind in {TargetKind.KUBELET, TargetKind.CONTAINERD} and target.pid is None:
-        return _find_unit(target.kind)
     words = "Nothing on this node fixes this safely by itself"
     commands = _QUERIES.get(target.kind) or _dig(finding)
     if commands:

@@ -38,12 +38,11 @@ class Lifetime:
 class Halt:
     """What keeps a process from running: its state in /proc/N/stat if it is stopped, the frozen cgroup that holds it.
 
-    Both are empty for a process that runs, or may. `thaw_file` is the file that thaws the cgroup.
+    Both are empty for a process that runs, or may.
     """
 
     state: str = ""
     frozen_cgroup: str = ""
-    thaw_file: str = ""
 
 
 RUNS = Halt()
@@ -72,10 +71,8 @@ class ServiceSense:
         now = self._procfs.process(process.pid)
         if now is None or now.id != process:
             return RUNS
-        lines = self._procfs.cgroups(process.pid)
-        frozen = self._cgroups.frozen(lines)
-        state = now.state if now.state in STOPPED else ""
-        return Halt(state, frozen, self._cgroups.thaw_file(lines) if frozen else "")
+        frozen = self._cgroups.frozen(self._procfs.cgroups(process.pid))
+        return Halt(now.state if now.state in STOPPED else "", frozen)
 
 
 class ServiceProcess:

@@ -287,43 +287,6 @@ def test_a_service_that_is_only_stopped_is_continued_before_it_is_restarted(
     assert others[-1].commands == (f"systemctl restart {name}",)
 
 
-SERVICES = pytest.mark.parametrize(
-    ("action", "kind"),
-    [(Action.RESTART_KUBELET, TargetKind.KUBELET), (Action.RESTART_CONTAINERD, TargetKind.CONTAINERD)],
-)
-
-
-@SERVICES
-def test_a_service_that_has_ended_is_started_unless_it_was_stopped_on_purpose(action: Action, kind: TargetKind) -> None:
-    seen = finding(action, Target(kind, cgroup="/system.slice/node.service"), values={"unit": "node.service"})
-    why, agent, by_hand, limit = advise(seen).steps
-    assert why.commands[0] == "systemctl show -p ActiveState,Result,LoadState,UnitFileState node.service"
-    assert agent.commands == (f"nodediag remediate {action} --target {kind}",)
-    assert by_hand.commands == ("systemctl start node.service",)
-    assert limit.commands == ("systemctl reset-failed node.service && systemctl start node.service",)
-    assert "Result=start-limit-hit" in limit.when
-    for step in (agent, by_hand):
-        assert step.when.startswith("Only if nobody stopped it on purpose")
-        assert ("ContainerdShimHung" in step.when) is (kind is TargetKind.CONTAINERD)
-
-
-@SERVICES
-@pytest.mark.parametrize("unit", [HOSTILE, "", 7])
-def test_a_unit_of_a_strange_name_is_not_typed(action: Action, kind: TargetKind, unit: Value) -> None:
-    typed = " ".join(commands(finding(action, Target(kind), values={"unit": unit})))
-    assert "reboot" not in typed
-    assert f"systemctl start {kind}.service" in typed
-
-
-@SERVICES
-def test_where_the_unit_is_not_known_it_is_to_be_found(action: Action, kind: TargetKind) -> None:
-    find, start = advise(finding(Action.NONE, Target(kind))).steps
-    assert find.commands == (f"systemctl list-unit-files '*{kind}*'",)
-    assert "systemctl start UNIT" in start.do
-    assert start.when == "Only if nobody stopped it on purpose"
-    assert str(action) not in find.do + start.do
-
-
 def test_containerd_is_not_restarted_beside_a_hung_shim_nor_by_a_unit_that_ends_the_shims() -> None:
     agent, *_, by_hand = advise(finding(Action.RESTART_CONTAINERD, Target(TargetKind.SHIM, container_id=APP))).steps
     assert agent.when.startswith("Only if ContainerdShimHung is not reported")
@@ -334,6 +297,6 @@ def test_containerd_is_not_restarted_beside_a_hung_shim_nor_by_a_unit_that_ends_
 def test_steps_are_numbered_where_there_are_several() -> None:
     numbers = [number for number, _ in advise(shim(processState="T")).numbered]
     assert numbers == ["1. ", "2. ", "3. ", "4. ", "5. "]
-    one = finding(Action.NONE, Target(TargetKind.KUBELET, pid=42))
+    one = finding(Action.NONE, Target(TargetKind.KUBELET))
     assert advise(one).numbered[0][0] == ""
     assert advise(one).steps[0].text == "Nothing on this node fixes this safely by itself. Start here."

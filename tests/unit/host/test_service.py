@@ -71,4 +71,4 @@ def test_a_frozen_process_is_told_with_the_cgroup(proc: FakeProc) -> None:
     freeze = proc.root.parent / f"sys/fs/cgroup{UNIT}/cgroup.freeze"
     freeze.parent.mkdir(parents=True)
     freeze.write_text("1\n")
-    assert sense(proc).halt(KUBELET) == Halt("", UNIT, f"/sys/fs/cgroup{UNIT}/cgroup.freeze")
+    assert sense(proc).halt(KUBELET) == Halt("", UNIT)

@@ -1,0 +1,1 @@
+"""What runs in the guest, by the guest's own Python; `tests.vm.payload` brings it there."""
