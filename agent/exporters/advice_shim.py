@@ -12,7 +12,7 @@ from agent.exporters.advice_steps import (
     by_agent,
     container_ids,
     each_pid_in,
-    pids_in,
+    listed_in,
     with_pid,
     with_pod,
 )
@@ -81,7 +81,7 @@ def _is_orphaned(finding: Finding) -> bool:
 
 def _what_runs_below(finding: Finding) -> tuple[Step, ...]:
     pid, ids = finding.target.pid, container_ids(finding)
-    commands = ((f"cat /proc/{pid}/task/*/children",) if pid else ()) + ((pids_in(ids),) if ids else ())
+    commands = ((f"cat /proc/{pid}/task/*/children",) if pid else ()) + ((listed_in(ids),) if ids else ())
     return (Step("See what still runs below the shim or in its containers.", commands=commands),) if commands else ()
 
 
@@ -112,12 +112,16 @@ def _by_hand(finding: Finding, when: str) -> tuple[Step, ...]:
             (f"{kill} && sleep 1 && {survivors}",),
         ),
         Step(
-            "List what is left of these containers. Nothing is printed once all their processes have ended; the "
-            "processes of a second copy have other container ids.",
+            "List what is left of these containers by pid, name and state. Nothing but zombies (Z) is left once all "
+            "their processes have ended; the processes of a second copy have other container ids.",
             "After a kill by hand",
-            (pids_in(ids),),
+            (listed_in(ids),),
         ),
-        Step("End what is left, each process by its pid.", "Only if the step before lists any", (survivors,)),
+        Step(
+            "End what is left, each process by its pid.",
+            "Only if the step before lists any that are no zombies",
+            (survivors,),
+        ),
     )
 
 
@@ -129,8 +133,8 @@ def processes_without_shim(finding: Finding) -> Advice:
     return Advice(
         (
             Step(
-                "List the processes that run on, by pid and name.",
-                commands=(each_pid_in(ids, "echo $p $(cat /proc/$p/comm)"),),
+                "List the processes that run on, by pid, name and state.",
+                commands=(listed_in(ids),),
             ),
             *with_pod(
                 finding.pod,

@@ -83,18 +83,18 @@ def container_ids(finding: Finding) -> tuple[str, ...]:
     return tuple(dict.fromkeys(short_id(each) for each in named if _CONTAINER_ID.match(each)))
 
 
-def pids_in(containers: tuple[str, ...]) -> str:
-    """Return a shell command that prints the files of the processes in these containers' cgroups.
+def each_pid_in(containers: tuple[str, ...], command: str) -> str:
+    """Return a shell command that runs `command` for each process `$p` in these containers' cgroups.
 
     By id, because a pod's cgroup also holds the copy that the kubelet has started meanwhile. /proc/N/cgroup never
     blocks, and names the container on cgroup v1 and v2 alike.
     """
-    return f"grep -lsE '{'|'.join(containers)}' /proc/[0-9]*/cgroup"
+    return f"for p in $(grep -lsE '{'|'.join(containers)}' /proc/[0-9]*/cgroup | cut -d / -f 3); do {command}; done"
 
 
-def each_pid_in(containers: tuple[str, ...], command: str) -> str:
-    """Return a shell command that runs `command` for each process `$p` in these containers' cgroups."""
-    return f"for p in $({pids_in(containers)} | cut -d / -f 3); do {command}; done"
+def listed_in(containers: tuple[str, ...]) -> str:
+    """Return a shell command that prints pid, name and state of each process in these containers' cgroups."""
+    return each_pid_in(containers, "echo $p $(cat /proc/$p/comm; grep State /proc/$p/status)")
 
 
 def is_path(path: str) -> bool:

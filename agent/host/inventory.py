@@ -166,7 +166,7 @@ class InventorySense:
                 if by_directory is None:
                     by_directory = {self.procfs.cwd(p.pid) or "": p for p in shim_processes}
                 process = next((by_directory[b.path] for b in members if b.path in by_directory), None)
-            yield Shim(address, tuple(members), process, runtimes_of(process, runtimes))
+            yield Shim(address, tuple(members), process, runtimes_of(process.pid, runtimes) if process else ())
 
     def _parent_of_init(self, members: list[Bundle], processes: Mapping[int, Process]) -> Process | None:
         """The shim process above a container's init. Pids are reused: an init of another container is not believed."""
@@ -250,11 +250,9 @@ class InventorySense:
         return self._owners[process.id]
 
 
-def runtimes_of(shim: Process | None, processes: Iterable[Process]) -> tuple[Process, ...]:
+def runtimes_of(shim_pid: int, processes: Iterable[Process]) -> tuple[Process, ...]:
     """Return the OCI runtimes among a shim's children, the oldest first. By comm and parent alone: both never block."""
-    if shim is None:
-        return ()
-    children = (process for process in processes if process.ppid == shim.pid and process.comm in RUNTIME_COMMS)
+    children = (process for process in processes if process.ppid == shim_pid and process.comm in RUNTIME_COMMS)
     return tuple(sorted(children, key=lambda process: process.start_time))
 
 

@@ -20,7 +20,7 @@ from agent.acts import Refusal, RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.bundles import Bundle
 from agent.host.cgroups import Cgroups
-from agent.host.inventory import InventorySense
+from agent.host.inventory import InventorySense, runtimes_of
 from agent.host.procfs import Process, Procfs
 from agent.model import Action, Finding, ProcessId, Target, TargetKind
 from agent.remediation import cgroup_switch
@@ -38,6 +38,8 @@ END_SECONDS = 10.0
 """How long the containers' processes may take to die once they are killed by us."""
 BUNDLE_SECONDS = 5.0
 POLL_SECONDS = 0.1
+MAX_RUNTIMES = 4
+"""OCI runtimes in the evidence: reading one that hangs may take as long as `process_evidence` allows."""
 MAX_PROCESSES = 256
 """Container processes in the evidence."""
 
@@ -138,9 +140,10 @@ class _KilledShim:
     remembered: tuple[Member, ...] = field(default=())
 
     def evidence(self) -> Mapping[str, Any]:
-        """Return the shim's process, its containers with their processes, and the files of its bundles."""
+        """Return the shim's process, the runc below it, its containers' processes, and the files of its bundles."""
         return {
             "shim": process_evidence(self.procfs, self.cgroups, self.grip.process.pid),
+            "runtimes": self._runtimes(),
             "containers": sorted(self.accused.containers),
             "processes": self._processes(),
             "bundles": [_bundle_evidence(bundle) for bundle in self.accused.bundles],
@@ -231,6 +234,14 @@ class _KilledShim:
         if left:
             return f"containerd has not removed {len(left)} bundle(s) yet, the first is {left[0]}"
         return "containerd has removed its bundles"
+
+    def _runtimes(self) -> object:
+        """Each OCI runtime the shim runs: one that never ends holds the lock of the operation that is stuck."""
+        try:
+            runtimes = runtimes_of(self.grip.process.pid, self.procfs.processes())
+        except OSError as error:
+            return f"not readable: {error}"
+        return [process_evidence(self.procfs, self.cgroups, runtime.pid) for runtime in runtimes[:MAX_RUNTIMES]]
 
     def _processes(self) -> object:
         try:

@@ -33,6 +33,10 @@ READS_COMMAND_LINES = re.compile(
     r"(^|[|;&(] *)(sudo +)?(ps|pgrep|pkill|pidof|killall|lsof|fuser|htop|w|systemctl status)\b"
 )
 ASKS_WHO_MAY_HANG = re.compile(r"(^|[|;&(] *)(time +)?(ctr|crictl)\b")
+CHANGES_THE_NODE = re.compile(
+    r"nodediag remediate|\bkill\b|systemctl (start|restart|thaw|reset-failed)|> \"?(/sys|\$\{FILE)|sysctl -w"
+    r"|conntrack -[DF]|kubectl .*\bdelete\b"
+)
 A_DEFAULT = re.compile(r"(?P<value>\d+(?:\.\d+)?)(?: s)?\s+\(`(?P<path>detectors\.\w+\.\w+)`\)")
 
 
@@ -86,6 +90,33 @@ def test_nothing_to_type_can_hang_without_a_limit(page: str) -> None:
         assert not ASKS_WHO_MAY_HANG.search(line), f"{line}: needs a timeout"
 
 
+@pytest.mark.parametrize("page", [*PAGES, "README"])
+def test_a_block_that_is_pasted_whole_carries_out_one_decision(page: str) -> None:
+    for block in blocks(_text(page), "sh"):
+        commands = "\n".join(_commands(block)).replace("&&\n", "&& ").splitlines()
+        changing = [command for command in commands if CHANGES_THE_NODE.search(command)]
+        assert not changing or len(commands) == 1, f"{page}: {block}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "README"])
+def test_a_command_that_ends_or_writes_something_stops_where_its_variable_is_not_set(page: str) -> None:
+    for block in blocks(_text(page), "sh"):
+        for command in "\n".join(_commands(block)).replace("&&\n", "&& ").splitlines():
+            if CHANGES_THE_NODE.search(command) and not command.startswith("nodediag"):
+                first_use = re.findall(r"\$\{?([A-Z]+)(:\?)?", command)
+                checked = {name for name, check in first_use if check}
+                assert {name for name, _ in first_use} <= checked, f"{page}: {command}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_wherever_a_shim_is_killed_by_hand_its_survivors_are_dealt_with(page: str) -> None:
+    for section in _sections(page):
+        if section.level == 2 and re.search(r"containerd-shim .*kill -9", section.body):
+            assert "containerd 2.x" in section.body
+            assert "second copy" in section.body
+            assert "kill -9 $p; done" in section.body
+
+
 @pytest.mark.parametrize("action", Action)
 @pytest.mark.parametrize("kind", TargetKind)
 def test_what_the_report_says_to_type_keeps_the_runbooks_rules(action: Action, kind: TargetKind) -> None:
@@ -130,6 +161,13 @@ def _default(path: str) -> object:
         assert name in {each.name for each in fields(value)}, f"there is no setting {path}"
         value = getattr(value, name)
     return value
+
+
+def _commands(block: list[str]) -> list[str]:
+    """The lines of a block without comments; a loop over several lines is one command."""
+    lines = [line.split("   #")[0].strip() for line in block]
+    joined = re.sub(r"do\n(.*)\ndone", r"do \1; done", "\n".join(line for line in lines if line))
+    return joined.splitlines()
 
 
 @cache

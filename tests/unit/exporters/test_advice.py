@@ -12,7 +12,8 @@ from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
 HOSTILE = "x;$(reboot)`id`\n\u202e'\""
 SANDBOX, APP = "a1" * 32, "b2" * 32
 AGENT = "nodediag remediate "
-SURVIVORS = "grep -lsE 'a1a1a1a1a1a1|b2b2b2b2b2b2' /proc/[0-9]*/cgroup"
+SURVIVORS = "for p in $(grep -lsE 'a1a1a1a1a1a1|b2b2b2b2b2b2' /proc/[0-9]*/cgroup | cut -d / -f 3); do "
+LISTED = "echo $p $(cat /proc/$p/comm; grep State /proc/$p/status); done"
 ENDS = re.compile(
     r"\bkill\b|systemctl restart|delete pod|conntrack -D|echo .* > /sys|systemctl thaw|nodediag remediate"
 )
@@ -116,7 +117,7 @@ def test_wherever_a_shim_is_killed_by_hand_its_survivors_are_ended_too() -> None
             assert [step.commands for step in steps[at + 1 :]] == [
                 (command,) for command in (step.commands[0] for step in steps[at + 1 :])
             ]
-            assert steps[at + 1].commands[0].startswith("grep -lsE 'a1a1a1a1a1a1")
+            assert steps[at + 1].commands[0].endswith(LISTED)
             assert steps[at + 2].commands[0].endswith("do kill -9 $p; done")
         assert bool(kills) == (seen.recommended_action is Action.KILL_SHIM)
 
@@ -131,10 +132,7 @@ def test_a_shim_whose_containers_cannot_be_named_is_not_killed_without_the_warni
 def test_the_agents_own_command_comes_first() -> None:
     assert commands(shim())[:2] == [
         "nodediag remediate KillShim --target 42",
-        (
-            "grep -x containerd-shim /proc/42/comm && kill -9 42 && sleep 1 && "
-            f"for p in $({SURVIVORS} | cut -d / -f 3); do kill -9 $p; done"
-        ),
+        (f"grep -x containerd-shim /proc/42/comm && kill -9 42 && sleep 1 && {SURVIVORS}kill -9 $p; done"),
     ]
 
 
@@ -190,7 +188,7 @@ def test_a_shim_in_the_kernel_is_looked_into_before_it_is_killed() -> None:
 
 def test_a_shim_containerd_no_longer_knows_is_not_said_to_come_back() -> None:
     first, agent, by_hand, *_ = advise(shim(orphanedSeconds=9.0)).steps
-    assert first.commands == ("cat /proc/42/task/*/children", SURVIVORS)
+    assert first.commands == ("cat /proc/42/task/*/children", SURVIVORS + LISTED)
     assert "nothing is started again" in agent.do
     assert agent.when == "Only if nothing runs there, or what runs there may end"
     assert by_hand.when.startswith(agent.when)
@@ -262,7 +260,7 @@ def test_flows_are_listed_before_they_are_deleted() -> None:
 def test_processes_without_a_shim_are_ended_only_after_two_conditions() -> None:
     target = Target(TargetKind.CONTAINER, 42, 7, container_id=APP, cgroup=f"/kubepods/pod1/{APP}")
     listed, second, ended, killed = advise(finding(Action.NONE, target, PodRef("shop", "cart-1"))).steps
-    assert listed.commands[0].endswith("do echo $p $(cat /proc/$p/comm); done")
+    assert listed.commands[0].endswith(f"do {LISTED}")
     assert second.commands == ("kubectl -n shop get pod -o wide cart-1",)
     assert ended.commands == (
         "for p in $(grep -lsE 'b2b2b2b2b2b2' /proc/[0-9]*/cgroup | cut -d / -f 3); do kill $p; done",
