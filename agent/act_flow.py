@@ -73,7 +73,14 @@ def build(loaded: Loaded, clock: Clock, board: Board) -> ActFlow:
 
 def _hidden(senses: Senses) -> str | None:
     """Why the processes seen are not the node's, or are out of reach of a signal; None if they are neither."""
-    return senses.pid_problem() or senses.namespaces.signal_problem()
+    problem = senses.pid_problem()
+    return str(problem) if problem else senses.namespaces.signal_problem()
+
+
+def _elsewhere(senses: Senses) -> str | None:
+    """Why our network is not the node's; None if it is."""
+    problem = senses.network_problem()
+    return str(problem) if problem else None
 
 
 def _rules(settings: Settings) -> Rules:
@@ -109,7 +116,7 @@ def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) ->
             systemd=systemd,
             clock=clock,
             patience=Patience(kubelet.deadline_seconds, kubelet.hedge_seconds, kubelet.restart_grace_seconds),
-            network_problem=senses.network_problem,
+            network_problem=partial(_elsewhere, senses),
         ),
         RestartContainerd(
             settings.containerd.address,
@@ -125,7 +132,10 @@ def _remedies(settings: Settings, senses: Senses, clock: Clock, board: Board) ->
             patience=Patience(runtime.deadline_seconds, runtime.hedge_seconds, runtime.restart_grace_seconds),
         ),
         DeleteConntrackFlows(
-            Conntrack(Path(settings.host.proc)), NetlinkFlowTable(clock), clock, senses.network_problem
+            Conntrack(Path(settings.host.proc), rights=senses.rights),
+            NetlinkFlowTable(clock, rights=senses.rights),
+            clock,
+            partial(_elsewhere, senses),
         ),
     )
 

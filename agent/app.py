@@ -1,7 +1,8 @@
 """The composition root: what is connected with what. Explicit constructor calls and nothing else."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -27,10 +28,11 @@ from agent.host.pleg import PlegSense
 from agent.host.pod_book import PodBook
 from agent.host.pod_list import read_pods
 from agent.host.pods import Pods
-from agent.host.procfs import Process, Procfs
+from agent.host.procfs import Process, Procfs, PtraceGuard
+from agent.host.rights import Rights
 from agent.host.service import ServiceSense
 from agent.host.shims import ShimSense
-from agent.model import CannotSeeError, Detector, Meter, ProcessId
+from agent.model import CannotSeeError, DeploymentFault, Detector, Meter, ProcessId
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
 from agent.settings import DetectorsSettings, Loaded, Settings, node_name
@@ -68,21 +70,22 @@ class Senses:
 
     def __init__(self, loaded: Loaded, clock: Clock, book: PodBook | None = None) -> None:
         settings = loaded.settings
+        self.rights = Rights()
         names = CgroupNamespace(settings.host.proc, settings.host.sys)
-        self.procfs = Procfs(settings.host.proc, names.outside)
-        self.cgroups = Cgroups(settings.host.sys)
+        self.procfs = Procfs(settings.host.proc, names.outside, PtraceGuard(self.rights, clock.monotonic))
+        self.cgroups = Cgroups(settings.host.sys, self.rights)
         self.namespaces = Namespaces(settings.host.proc)
-        self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces)
+        self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces, self.rights)
         self.pods = Pods(self.bundles, self.procfs, book)
-        self.shims = ShimSense(clock)
-        self.listeners = Listeners(settings.host.proc)
+        self.shims = ShimSense(clock, self.rights)
+        self.listeners = Listeners(settings.host.proc, self.rights)
         self.services = ServiceSense(self.procfs, self.cgroups)
         self._sees_the_node = False
         self._clock = clock
         self.containerd_process = self.service("containerd", lambda: self.listeners.unix(settings.containerd.address))
         self.kubelet_process = self.service("kubelet", lambda: self.listeners.tcp(*place(settings.kubelet.healthz_url)))
 
-    def pid_problem(self) -> str | None:
+    def pid_problem(self) -> DeploymentFault | None:
         """Why the processes seen are not the node's; None if they are, and then they are for as long as we live."""
         if self._sees_the_node:
             return None
@@ -90,11 +93,12 @@ class Senses:
         self._sees_the_node = problem is None
         return problem
 
-    def network_problem(self) -> str | None:
+    def network_problem(self) -> DeploymentFault | None:
         """Why our network is not the node's; None if it is. Only the node's own pid 1 can tell."""
         hidden = self.pid_problem()
         if hidden:
-            return f"cannot tell whether this is the node's network, since pid 1 is not the node's: {hidden}"
+            why = f"cannot tell whether this is the node's network, since pid 1 is not the node's: {hidden.message}"
+            return replace(hidden, message=why)
         return self.namespaces.network_problem()
 
     def service(self, comm: str, listening: Callable[[], frozenset[int]]) -> Callable[[], ProcessId | None]:
@@ -147,8 +151,15 @@ def build(loaded: Loaded, clock: Clock, names: tuple[str, ...] = DETECTOR_NAMES)
     makers = _makers(loaded, clock, kubelet)
     detectors = tuple(makers[name]() for name in names if name in enabled(settings))
     identify = book.identify if book else None
-    runners = tuple(Runner(each, getattr(settings.detectors, each.name), board, clock, identify) for each in detectors)
+    runners = tuple(
+        Runner(each, getattr(settings.detectors, each.name), board, clock, identify, _denied) for each in detectors
+    )
     return Agent(board, detectors, runners, (kubelet.calls,) if kubelet else ())
+
+
+def _denied(error: PermissionError) -> DeploymentFault:
+    """Explain a denial that no sense has explained."""
+    return Rights().path(os.fsdecode(error.filename or ""), error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +215,7 @@ def _of_the_kernel_and_shims(loaded: Loaded, clock: Clock, senses: Senses) -> Ma
         ),
         "conntrack_dns": lambda: ConntrackDnsDetector(
             detectors.conntrack_dns,
-            Conntrack(Path(settings.host.proc)),
+            Conntrack(Path(settings.host.proc), rights=senses.rights),
             Dns(
                 clock,
                 settings.dns.name,
@@ -246,6 +257,7 @@ def _of_services(loaded: Loaded, clock: Clock, senses: Senses, kubelet: _Kubelet
             process_cgroup=senses.services.cgroup,
             halted=senses.services.halt,
             boot_id=senses.procfs.boot_id,
+            denied=senses.rights.path,
         ),
         "kubelet_pleg": lambda: KubeletPlegDetector(
             detectors.kubelet_pleg,

@@ -17,11 +17,59 @@ class NotApplicableError(Exception):
     """What the detector watches is not on this node. Not a failure."""
 
 
+class DeploymentCause(StrEnum):
+    """What the agent's own deployment lacks."""
+
+    CAPABILITY = "capability"
+    USER = "user"
+    APPARMOR = "apparmor"
+    SELINUX = "selinux"
+    NAMESPACE = "namespace"
+    MOUNT = "mount"
+    PERMISSION = "permission"
+    """Denied, and none of the others accounts for it."""
+
+    @property
+    def reason(self) -> str:
+        """The reason of a condition that is Unknown because of it."""
+        return _UNKNOWN_REASONS.get(self, "AgentLacksPermission")
+
+
+_UNKNOWN_REASONS = {
+    DeploymentCause.NAMESPACE: "AgentLacksNamespace",
+    DeploymentCause.MOUNT: "AgentLacksMount",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFault:
+    """Something the agent cannot see because of how it is deployed, not because of the node.
+
+    `subject` is what is missing or in the way: a capability, a mount's path, a field of the pod's spec, a profile.
+    `hides` are the conditions that are Unknown because of it, `impairs` those about which less is known.
+    """
+
+    cause: DeploymentCause
+    subject: str
+    message: str
+    remedy: str
+    hides: tuple[str, ...] = ()
+    impairs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """What is wrong, and what to do about it."""
+        return f"{self.message}; {self.remedy}"
+
+
 class CannotSeeError(Exception):
     """A sense does not reach what it should see (permission, wrong namespace, broken answer).
 
-    Every condition of the detector becomes Unknown with this text.
+    Every condition of the detector becomes Unknown with this text; `fault` is set if the agent's deployment is why.
     """
+
+    def __init__(self, message: str, fault: DeploymentFault | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class Status(StrEnum):
@@ -194,6 +242,7 @@ class CheckResult:
     sooner than the period, because this one cannot decide: a rate needs its second sample, a
     grace is running out. `follow_seconds` asks for the same although all is decided, so that
     the end of a finding is noticed in time; `nodediag check` does not wait for it.
+    `deployment` are the faults of the agent's own deployment that this look met.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -202,6 +251,7 @@ class CheckResult:
     samples: tuple[Sample, ...] = ()
     recheck_seconds: float | None = None
     follow_seconds: float | None = None
+    deployment: tuple[DeploymentFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,12 +291,13 @@ class DetectorStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """Everything there is to tell about this node at one moment."""
+    """Everything there is to tell about this node at one moment; `deployment` has the faults of the agent's own."""
 
     node_name: str
     observed_at: float
     conditions: tuple[Condition, ...]
     detectors: tuple[DetectorStatus, ...]
+    deployment: tuple[DeploymentFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

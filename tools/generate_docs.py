@@ -61,7 +61,9 @@ def conditions() -> Iterator[str]:
     yield "# Conditions"
     yield ""
     yield "True means that something is wrong. False carries the reason `AsExpected`. Unknown carries `Starting`,"
-    yield "`NotObserved`, `CannotSee`, `ProbeFailed`, `ProbeOverdue`, `Unconfirmed` or `Stalled`; its message says why."
+    yield "`NotObserved`, `CannotSee`, `ProbeFailed`, `ProbeOverdue`, `Unconfirmed` or `Stalled`, or, because of the"
+    yield "agent's own deployment, `AgentLacksPermission`, `AgentLacksNamespace` or `AgentLacksMount`; its message"
+    yield "says why."
     for detector in DETECTOR_CLASSES:
         for condition, reasons in detector.conditions.items():
             yield from ("", f"## {condition}", "", f"Detector `{detector.name}`.", "")

@@ -37,6 +37,17 @@ KINDS: Mapping[model.TargetKind, pb.TargetKind] = {
 }
 
 
+CAUSES: Mapping[model.DeploymentCause, pb.DeploymentCause] = {
+    model.DeploymentCause.CAPABILITY: pb.DEPLOYMENT_CAUSE_CAPABILITY,
+    model.DeploymentCause.USER: pb.DEPLOYMENT_CAUSE_USER,
+    model.DeploymentCause.APPARMOR: pb.DEPLOYMENT_CAUSE_APPARMOR,
+    model.DeploymentCause.SELINUX: pb.DEPLOYMENT_CAUSE_SELINUX,
+    model.DeploymentCause.NAMESPACE: pb.DEPLOYMENT_CAUSE_NAMESPACE,
+    model.DeploymentCause.MOUNT: pb.DEPLOYMENT_CAUSE_MOUNT,
+    model.DeploymentCause.PERMISSION: pb.DEPLOYMENT_CAUSE_PERMISSION,
+}
+
+
 def report(seen: model.NodeReport) -> pb.NodeReport:
     """Translate a report."""
     return pb.NodeReport(
@@ -44,6 +55,19 @@ def report(seen: model.NodeReport) -> pb.NodeReport:
         observed_at=timestamp(seen.observed_at),
         conditions=[condition(each) for each in seen.conditions],
         detectors=[detector(each) for each in seen.detectors],
+        deployment_faults=[deployment_fault(each) for each in seen.deployment],
+    )
+
+
+def deployment_fault(seen: model.DeploymentFault) -> pb.DeploymentFault:
+    """Translate a fault of the agent's own deployment."""
+    return pb.DeploymentFault(
+        cause=CAUSES[seen.cause],
+        subject=encodable(seen.subject),
+        message=encodable(seen.message),
+        remedy=encodable(seen.remedy),
+        hides=[encodable(kind) for kind in seen.hides],
+        impairs=[encodable(kind) for kind in seen.impairs],
     )
 
 

@@ -27,6 +27,7 @@ def _turned(words: Mapping[Word, Number]) -> Mapping[Number, Word]:
 STATUSES = _turned(convert.STATUSES)
 STATES = _turned(convert.STATES)
 KINDS = _turned(convert.KINDS)
+CAUSES = _turned(convert.CAUSES)
 
 
 def report(sent: pb.NodeReport) -> model.NodeReport:
@@ -36,6 +37,19 @@ def report(sent: pb.NodeReport) -> model.NodeReport:
         observed_at=seconds(sent.observed_at),
         conditions=tuple(condition(each) for each in sent.conditions),
         detectors=tuple(detector(each) for each in sent.detectors),
+        deployment=tuple(deployment_fault(each) for each in sent.deployment_faults),
+    )
+
+
+def deployment_fault(sent: pb.DeploymentFault) -> model.DeploymentFault:
+    """Read a fault of the agent's own deployment."""
+    return model.DeploymentFault(
+        cause=CAUSES.get(sent.cause, model.DeploymentCause.PERMISSION),
+        subject=sent.subject,
+        message=sent.message,
+        remedy=sent.remedy,
+        hides=tuple(sent.hides),
+        impairs=tuple(sent.impairs),
     )
 
 

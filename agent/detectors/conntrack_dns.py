@@ -48,7 +48,16 @@ from agent.host.ctnetlink import EVENTS
 from agent.host.dns import Exchange
 from agent.host.dns_conversation import Fate
 from agent.host.dns_servers import DnsServer, DnsServers
-from agent.model import CannotSeeError, CheckResult, Metric, MetricKind, NotApplicableError, PodRef, Sample
+from agent.model import (
+    CannotSeeError,
+    CheckResult,
+    DeploymentFault,
+    Metric,
+    MetricKind,
+    NotApplicableError,
+    PodRef,
+    Sample,
+)
 from agent.schema import DetectorSettings, setting
 
 FIRST_RECHECK_SECONDS = 1.0
@@ -206,7 +215,7 @@ class ConntrackDnsDetector:
         dns: DnsSense,
         flow_owner: Callable[[frozenset[str]], Mapping[str, PodRef]],
         clock: Clock,
-        in_host_network: Callable[[], str | None] = lambda: None,
+        in_host_network: Callable[[], DeploymentFault | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._conntrack = conntrack
@@ -226,7 +235,7 @@ class ConntrackDnsDetector:
         exchanges = self._dns.ask(servers.servers, self._settings.attempt_seconds, self._settings.repeat_pairs)
         elsewhere = self._in_host_network()
         if elsewhere is not None:
-            return ConntrackDnsObservation(servers, exchanges, elsewhere=elsewhere)
+            return ConntrackDnsObservation(servers, exchanges, elsewhere=str(elsewhere), fault=elsewhere)
         try:
             sample = self._conntrack.sample()
         except NotTrackedError as error:
@@ -236,7 +245,7 @@ class ConntrackDnsDetector:
             return ConntrackDnsObservation(servers, exchanges, not_tracked=str(error))
         except CannotSeeError as error:
             self._history.clear()
-            return ConntrackDnsObservation(servers, exchanges, blind=str(error))
+            return ConntrackDnsObservation(servers, exchanges, blind=str(error), fault=error.fault)
         return self._with_flows(self._remembered(servers, exchanges, sample))
 
     def check(self, seen: ConntrackDnsObservation) -> CheckResult:
@@ -263,10 +272,12 @@ class ConntrackDnsDetector:
         parts = {RACE: lost, PRESSURE: table, UNAVAILABLE: servers}
         findings = tuple(found for part in parts.values() for found in part.findings)
         quiet = {name: part for name, part in parts.items() if not part.findings}
+        unknown = {name: part.unknown for name, part in quiet.items() if part.unknown}
         return CheckResult(
             findings=findings,
             healthy={name: part.healthy for name, part in quiet.items() if not part.unknown},
-            unknown={name: part.unknown for name, part in quiet.items() if part.unknown},
+            unknown=unknown,
+            deployment=_deployment(seen, unknown),
             samples=(*_conntrack_samples(seen), *_dns_samples(seen)),
             recheck_seconds=FIRST_RECHECK_SECONDS if seen.current is not None and seen.base is None else None,
             follow_seconds=FOLLOW_SECONDS if findings else None,
@@ -288,7 +299,13 @@ class ConntrackDnsDetector:
         since, base = history[0] if history else (now, None)
         history.append((now, sample))
         return ConntrackDnsObservation(
-            servers, exchanges, current=sample, previous=previous, base=base, window_seconds=now - since
+            servers,
+            exchanges,
+            fault=sample.fault,
+            current=sample,
+            previous=previous,
+            base=base,
+            window_seconds=now - since,
         )
 
     def _with_flows(self, seen: ConntrackDnsObservation) -> ConntrackDnsObservation:
@@ -302,10 +319,23 @@ class ConntrackDnsDetector:
             flows = self._conntrack.unreplied_dns_flows(MAX_FLOWS)
         except (CannotSeeError, NotTrackedError) as error:
             why = str(error)
+            fault = error.fault if isinstance(error, CannotSeeError) else None
+            seen = replace(seen, fault=seen.fault or fault)
         sources = Counter(flow.source for flow in flows.flows) if flows else Counter[str]()
         asked = frozenset(source for source, _ in sources.most_common(MAX_OWNERS))
         owners = self._flow_owner(asked) if asked else {}
         return replace(seen, flows=flows, flows_blind=why, owners=owners)
+
+
+def _deployment(seen: ConntrackDnsObservation, unknown: Mapping[str, str]) -> tuple[DeploymentFault, ...]:
+    """What the agent was denied, with the conditions that are Unknown, or known in part only, because of it."""
+    if seen.fault is None:
+        return ()
+    if seen.current is not None and seen.current.counters:  # only single flows, which would name a pod, are missing
+        return (replace(seen.fault, impairs=(RACE,)),)
+    concerned = (RACE, PRESSURE, UNAVAILABLE) if seen.elsewhere else (RACE, PRESSURE)
+    hides = tuple(each for each in concerned if each in unknown)
+    return (replace(seen.fault, hides=hides, impairs=tuple(each for each in concerned if each not in hides)),)
 
 
 def _conntrack_samples(seen: ConntrackDnsObservation) -> Iterable[Sample]:

@@ -10,7 +10,7 @@ from agent.host.conntrack import ConntrackSample, DnsFlow, Flows, Rise, rise
 from agent.host.dns import Exchange
 from agent.host.dns_conversation import Fate, Query
 from agent.host.dns_servers import DnsServers
-from agent.model import Finding, PodRef
+from agent.model import DeploymentFault, Finding, PodRef
 
 SECOND_LOOK = "the packet counters need a second look; it follows at once"
 WAITING_SECONDS = 1
@@ -23,6 +23,7 @@ class ConntrackDnsObservation:
 
     Exactly one of `current`, `not_tracked`, `blind` and `elsewhere` is set: what was read, that
     there is nothing to read, why it cannot be read, or that this is not the node's network.
+    `fault` is set where the agent's deployment is why something of that cannot be seen.
     `flows` is None if nothing called for them, or if `flows_blind` says why they could not be read.
     """
 
@@ -37,6 +38,7 @@ class ConntrackDnsObservation:
     elsewhere: str = ""
     flows: Flows | None = None
     flows_blind: str = ""
+    fault: DeploymentFault | None = None
     owners: Mapping[str, PodRef] = field(default_factory=dict)
 
 

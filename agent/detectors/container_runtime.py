@@ -17,6 +17,8 @@ A restart is not always safe: if a shim is hung, containerd can clean its pod up
 again and gets no answer. So the message says to look at the shims first.
 """
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +29,15 @@ from agent.detectors.refusals import Refusals, gone, halted, readable, recommend
 from agent.host.bundles import TASKS
 from agent.host.containerd import STATUS_OK, STATUS_UNIMPLEMENTED, RuntimeAnswer, ask_version
 from agent.host.exchange import Attempt, Ending, Phase
+from agent.host.rights import READ, WRITE, Rights
 from agent.host.service import RUNS, Halt, Lifetime, ServiceProcess
 from agent.host.units import is_removed
 from agent.model import (
     Action,
     CannotSeeError,
     CheckResult,
+    DeploymentCause,
+    DeploymentFault,
     Finding,
     Metric,
     NotApplicableError,
@@ -50,6 +55,8 @@ REFUSED = "RuntimeRefused"
 
 RECHECK_SECONDS = 1.0
 """A containerd that is starting is looked at this often."""
+
+_RIGHTS = Rights()
 
 Attempts: TypeAlias = tuple[Attempt[RuntimeAnswer], ...]
 
@@ -92,7 +99,7 @@ class ContainerRuntimeDetector:
     `explicit`: the address was set by a person, so a containerd is expected there. `containerd_process`
     finds its process, `process_age` gives its age in seconds or None once it is gone, `process_cgroup` the cgroup of
     the systemd service that runs it, `halted` what keeps it from running, `boot_id` this boot's UUID. `removed` tells
-    whether a unit no longer exists on the node.
+    whether a unit no longer exists on the node, `denied` why access to a path was denied.
     """
 
     name: ClassVar[str] = "container_runtime"
@@ -118,6 +125,7 @@ class ContainerRuntimeDetector:
         process_cgroup: Callable[[ProcessId], str] = lambda _: "",
         halted: Callable[[ProcessId], Halt] = lambda _: RUNS,
         removed: Callable[[str], bool] = is_removed,
+        denied: Callable[[str, OSError, int], DeploymentFault] = _RIGHTS.path,
     ) -> None:
         self._settings = settings
         self._address = address
@@ -128,6 +136,7 @@ class ContainerRuntimeDetector:
         self._boot_id = boot_id
         self._halted = halted
         self._removed = removed
+        self._denied = denied
         self._refusals = Refusals(clock)
         self._answered = False
 
@@ -139,7 +148,7 @@ class ContainerRuntimeDetector:
         attempts = ask_version(self._address, deadline=deadline, hedge=hedge, clock=self._clock)
         first = attempts[0]
         if first.ending is Ending.ERROR:
-            raise CannotSeeError(f"{self._address} cannot be asked: {first.detail}; this takes root's rights")
+            raise self._unseen(first)
         failed = first.ending is not Ending.ANSWERED
         self._answered = self._answered or not failed
         life, refused_seconds = self._service.look(urgent=failed), self._refusals.seconds(first.ending)
@@ -166,18 +175,24 @@ class ContainerRuntimeDetector:
     def _expect_containerd(self) -> None:
         address = Path(self._address)
         try:
-            if address.exists() or _has_bundles(self._tasks) or (self._explicit and _in_use(address.parent)):
+            if _exists(address) or _has_bundles(self._tasks) or (self._explicit and _in_use(address.parent)):
                 return
+        except PermissionError as error:
+            fault = self._denied(str(error.filename), error, READ)
+            raise CannotSeeError(f"{error.filename} cannot be read: {fault}", fault) from None
         except OSError as error:
             raise CannotSeeError(f"{error.filename} cannot be looked into: {error.strerror}") from None
         life = self._service.look(urgent=False)
         if (
             process := life.process
         ) is not None:  # a containerd that has lost its socket has the folder still: here, nothing is mounted
-            raise CannotSeeError(
-                f"a containerd runs as pid {process.pid}, but there is no socket at {self._address}: mount "
-                f"{address.parent} here at the same path, or set containerd.address"
+            fault = DeploymentFault(
+                DeploymentCause.MOUNT,
+                str(address.parent),
+                f"a containerd runs as pid {process.pid}, but there is no socket at {self._address}",
+                f"mount {address.parent} here at the same path, or set containerd.address",
             )
+            raise CannotSeeError(str(fault), fault)
         if self._explicit or self._was_here(life):
             return
         raise NotApplicableError(
@@ -185,10 +200,26 @@ class ContainerRuntimeDetector:
             "set containerd.address if one is expected"
         )
 
+    def _unseen(self, attempt: Attempt[RuntimeAnswer]) -> CannotSeeError:
+        """The error that says why a connection could not even be tried."""
+        if attempt.code not in {errno.EACCES, errno.EPERM}:
+            return CannotSeeError(f"{self._address} cannot be queried: {attempt.detail}")
+        fault = self._denied(self._address, OSError(attempt.code, os.strerror(attempt.code)), WRITE)
+        return CannotSeeError(f"{self._address} cannot be queried: {fault}", fault)
+
     def _was_here(self, life: Lifetime) -> bool:
         """Whether this agent has seen containerd, and its unit, if that is known, was not removed since."""
         seen = self._answered or life.ended is not None
         return seen and not (life.unit and self._removed(life.unit))
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something at a path. Raises OSError where that cannot be told, such as PermissionError."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _in_use(folder: Path) -> bool:

@@ -15,7 +15,7 @@ started its replacement.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import ClassVar, TypeVar
 
@@ -31,6 +31,8 @@ from agent.host.shims import STOPPED, Outcome, ShimAnswer, ShimSense
 from agent.model import (
     CannotSeeError,
     CheckResult,
+    DeploymentCause,
+    DeploymentFault,
     Finding,
     Metric,
     MetricKind,
@@ -90,6 +92,8 @@ class Observation:
     unaddressed: tuple[tuple[Bundle, float], ...]
     unseen_shims: int
     boot_id: str
+    ptrace_denied: DeploymentFault | None = None
+    cgroups_hidden: DeploymentFault | None = None
 
 
 class Since:
@@ -144,7 +148,7 @@ class ContainerdShimDetector:
         shims: ShimSense,
         procfs: Procfs,
         cgroups: Cgroups,
-        pid_problem: Callable[[], str | None],
+        pid_problem: Callable[[], DeploymentFault | None],
         clock: Clock,
         *,
         expected: bool,
@@ -173,7 +177,7 @@ class ContainerdShimDetector:
         inventory = self._take_inventory()
         problem = self._pid_problem()
         if problem:
-            raise CannotSeeError(problem)
+            raise CannotSeeError(str(problem), problem)
         answers = self._shims.ask((shim.query for shim in inventory.shims), self._settings.ping_seconds)
         for answer in answers.values():
             if answer.shim_pid is not None:
@@ -187,32 +191,44 @@ class ContainerdShimDetector:
             ),
             unaddressed=tuple(self._unaddressed.seconds(list(inventory.unaddressed), lambda b: b.path)),
             unseen_shims=len(inventory.unseen_shims),
+            ptrace_denied=self._procfs.ptrace_denied(),
             boot_id=self._procfs.boot_id(),
+            cgroups_hidden=self._cgroups_hidden(inventory),
         )
 
     def check(self, seen: Observation) -> CheckResult:
         """Decide from one observation."""
         findings = tuple(self._shim_findings(seen)) + tuple(self._stray_findings(seen))
+        unknown = _unknown(seen, findings, self._settings.leak_seconds)
         return CheckResult(
             findings=findings,
             healthy={HUNG: _well(seen), LEAKED: "every shim has its containers and every container its shim"},
-            unknown=_unknown(seen, findings, self._settings.leak_seconds),
+            unknown=unknown,
+            deployment=tuple(_deployment(seen, unknown)),
             samples=tuple(self._samples(seen)),
             recheck_seconds=self._recheck(seen),
         )
+
+    def _cgroups_hidden(self, inventory: Inventory) -> DeploymentFault | None:
+        """Why the node's cgroups cannot be seen here, by the cgroup of one shim; None if they can."""
+        process = next((shim.process for shim in inventory.shims if shim.process), None)
+        return self._cgroups.fault(self._procfs.cgroups(process.pid)) if process else None
 
     def _take_inventory(self) -> Inventory:
         try:
             return self._inventory.take()
         except NotApplicableError as absent:
-            if self._expected:
-                raise CannotSeeError(f"{absent}, although the settings name it; check containerd.state_dir") from None
             process = self._containerd_process()
             if process is not None:
-                raise CannotSeeError(
-                    f"{absent}, although a containerd runs as pid {process.pid}: mount its state directory here at the "
-                    "same path, or set containerd.state_dir"
-                ) from None
+                fault = DeploymentFault(
+                    DeploymentCause.MOUNT,
+                    self._inventory.bundles.state_dir,
+                    f"{absent}, although a containerd runs as pid {process.pid}",
+                    "mount its state directory here at the same path, or set containerd.state_dir",
+                )
+                raise CannotSeeError(str(fault), fault) from None
+            if self._expected:
+                raise CannotSeeError(f"{absent}, although the settings name it; check containerd.state_dir") from None
             raise
 
     def _seen(self, inventory: Inventory, answers: Mapping[str, ShimAnswer]) -> Iterator[SeenShim]:
@@ -379,7 +395,25 @@ def _unknown(seen: Observation, findings: tuple[Finding, ...], grace: float) -> 
         unknown[LEAKED] = f"{len(unreadable)} of {len(seen.shims)} shims could not be asked about their containers"
     elif LEAKED not in accused and seen.unseen_shims:
         unknown[LEAKED] = (
-            f"{seen.unseen_shims} shim processes cannot be matched with a bundle: their working directory may not be "
-            "read; the agent needs CAP_SYS_PTRACE for that"
+            f"{seen.unseen_shims} shim processes cannot be matched with a bundle, because their working directory may "
+            f"not be read: {seen.ptrace_denied or 'access was denied'}"
         )
     return unknown
+
+
+def _deployment(seen: Observation, unknown: Mapping[str, str]) -> Iterator[DeploymentFault]:
+    """What the agent was denied, with the conditions that are Unknown, or known in part only, because of it."""
+    asked = [item.answer.fault for item in seen.shims if item.answer.fault]
+    read = [bundle.fault for bundle, _ in seen.unaddressed if bundle.fault]
+    for fault in dict.fromkeys([*asked, *read]):
+        yield _concerning(fault, (HUNG, LEAKED), unknown)
+    if seen.ptrace_denied is not None:
+        hidden = {LEAKED: unknown[LEAKED]} if seen.unseen_shims and not asked and LEAKED in unknown else {}
+        yield _concerning(seen.ptrace_denied, (HUNG, LEAKED), hidden)
+    if seen.cgroups_hidden is not None:
+        yield _concerning(seen.cgroups_hidden, (HUNG,), {})
+
+
+def _concerning(fault: DeploymentFault, conditions: tuple[str, ...], unknown: Mapping[str, str]) -> DeploymentFault:
+    hides = tuple(each for each in conditions if each in unknown)
+    return replace(fault, hides=hides, impairs=tuple(each for each in conditions if each not in hides))

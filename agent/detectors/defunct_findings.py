@@ -6,7 +6,7 @@ from agent.durations import measured_duration, rounded
 from agent.host.cgroups import CgroupOwner, PidsLimit
 from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import INIT_PID, Process
-from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
+from agent.model import Action, DeploymentFault, Finding, PodRef, Target, TargetKind, Value
 from agent.printable import printable
 
 EXCESSIVE = "ExcessiveDefunctProcesses"
@@ -30,7 +30,7 @@ class Parent:
     pids: PidsLimit | None = None
     frozen_cgroup: str = ""
     thaw_file: str = ""
-    cgroups_hidden: str = ""
+    cgroups_hidden: DeploymentFault | None = None
     unit: str = ""
     growth_per_second: float | None = None
 

@@ -13,7 +13,7 @@ good. A parent that is stopped or frozen reaps once it goes on, and the finding 
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import ClassVar
@@ -34,7 +34,7 @@ from agent.detectors.defunct_findings import (
 from agent.host import cgroups
 from agent.host.cgroups import CgroupOwner, Cgroups
 from agent.host.procfs import Procfs, Zombie
-from agent.model import CannotSeeError, CheckResult, Finding, Metric, MetricKind, PodRef, Sample
+from agent.model import CannotSeeError, CheckResult, DeploymentFault, Finding, Metric, MetricKind, PodRef, Sample
 from agent.schema import DetectorSettings, setting
 
 TOP_K = 10
@@ -123,7 +123,7 @@ class DefunctProcessesDetector:
         cgroups: Cgroups,
         namespaces: tuple[str, ...],
         pod_of: Callable[[str], PodRef | None],
-        pid_problem: Callable[[], str | None],
+        pid_problem: Callable[[], DeploymentFault | None],
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -144,7 +144,7 @@ class DefunctProcessesDetector:
         """
         problem = self._pid_problem()
         if problem:
-            raise CannotSeeError(problem)
+            raise CannotSeeError(str(problem), problem)
         scan = self._procfs.scan(self._known)
         now = self._clock.awake()
         self._known = scan.zombies
@@ -172,6 +172,7 @@ class DefunctProcessesDetector:
             findings=tuple(self._exhaustion(seen)) + tuple(self._not_reaping(seen)) + tuple(self._too_many(seen)),
             healthy={EXCESSIVE: f"{seen.lasting + seen.young} defunct processes, {seen.lasting} of them lasting"},
             samples=tuple(_samples(seen)),
+            deployment=_deployment(seen),
             recheck_seconds=self._settings.lasting_seconds + 0.1
             if seen.young > self._settings.max_per_parent
             else None,
@@ -206,7 +207,7 @@ class DefunctProcessesDetector:
             pids=self._cgroups.pids(lines),
             frozen_cgroup=frozen,
             thaw_file=self._cgroups.thaw_file(lines) if frozen else "",
-            cgroups_hidden=self._cgroups.hidden(lines),
+            cgroups_hidden=self._cgroups.fault(lines),
             unit=cgroups.unit(lines),
             growth_per_second=_trend([(at, by_parent[pid]) for at, by_parent in self._looks]),
         )
@@ -259,6 +260,12 @@ def _pod(owner: CgroupOwner | None, pod_of: Callable[[str], PodRef | None]) -> P
         return None
     known = pod_of(owner.container_id)
     return known or (PodRef("", "", owner.pod_uid) if owner.pod_uid else None)
+
+
+def _deployment(seen: Observation) -> tuple[DeploymentFault, ...]:
+    """What hides the cgroups of a parent, by which the pod's limit of pids is read."""
+    hidden = dict.fromkeys(parent.cgroups_hidden for parent in seen.parents if parent.cgroups_hidden)
+    return tuple(replace(fault, impairs=(EXCESSIVE,)) for fault in hidden)
 
 
 def _samples(seen: Observation) -> Iterator[Sample]:

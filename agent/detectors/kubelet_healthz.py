@@ -50,6 +50,7 @@ from agent.host.units import is_removed
 from agent.model import (
     CannotSeeError,
     CheckResult,
+    DeploymentFault,
     Metric,
     MetricKind,
     NotApplicableError,
@@ -136,7 +137,7 @@ class KubeletHealthzDetector:
         boot_id: Callable[[], str],
         process_cgroup: Callable[[ProcessId], str] = lambda _: "",
         halted: Callable[[ProcessId], Halt] = lambda _: RUNS,
-        network_problem: Callable[[], str | None] = lambda: None,
+        network_problem: Callable[[], DeploymentFault | None] = lambda: None,
         removed: Callable[[str], bool] = is_removed,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
@@ -164,8 +165,8 @@ class KubeletHealthzDetector:
         hedge = min(self._settings.hedge_seconds, deadline / 3)
         attempts = healthz(self._url, deadline=deadline, hedge=hedge, clock=self._clock)
         failed = judge(attempts, self._settings.slow_seconds)[0] is not None
-        if failed and is_loopback(self._url) and (problem := self._network_problem()):
-            raise CannotSeeError(f"{self._url} cannot be asked from here: {problem}")
+        if failed and is_loopback(self._url) and (elsewhere := self._network_problem()):
+            raise CannotSeeError(f"{self._url} cannot be asked from here: {elsewhere}", elsewhere)
         self._answered = self._answered or any(attempt.answer is not None for attempt in attempts)
         life = self._service.look(urgent=failed)
         halt = self._halted(life.process) if failed and life.process else RUNS

@@ -136,7 +136,7 @@ class KubeletPlegDetector:
         try:
             seen = self._sense.look(self._settings.deadline_seconds)
         except KubeletApiError as error:
-            raise CannotSeeError(str(error)) from None
+            raise CannotSeeError(str(error), error.fault) from None
         if isinstance(seen, float):
             return Observation(None, seen, self._latest)
         if seen is not self._latest:

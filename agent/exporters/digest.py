@@ -1,10 +1,11 @@
 """A report put in the order a tired person needs, as safe text; what the page and the terminal lay out.
 
-First what is wrong, then what is well, then what could not be seen and why, then what is not on this
-node. Every text in a digest has been through `printable`, so no layout has to think of it again.
+First what is wrong with the agent's own deployment, then what is wrong on the node, what is well, what could not be
+seen and why, and what is not on this node. Every text in a digest has been through `printable`, so no layout has to
+think of it again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.durations import measured_duration, moment
@@ -14,6 +15,8 @@ from agent.exporters.wording import ago, measured, short_id
 from agent.model import (
     ActiveFinding,
     Condition,
+    DeploymentCause,
+    DeploymentFault,
     DetectorState,
     DetectorStatus,
     Finding,
@@ -27,6 +30,15 @@ from agent.printable import printable
 MAX_MESSAGE = 1024
 DETAILED = 10
 """Findings of one condition that are told in full; of the others only the message."""
+_TITLES = {
+    DeploymentCause.CAPABILITY: "{} is missing",
+    DeploymentCause.USER: "the agent does not run as {}",
+    DeploymentCause.APPARMOR: "AppArmor confines the agent: {}",
+    DeploymentCause.SELINUX: "SELinux confines the agent: {}",
+    DeploymentCause.NAMESPACE: "the pod's {} is not what the agent needs",
+    DeploymentCause.MOUNT: "{} is not mounted",
+    DeploymentCause.PERMISSION: "permission denied, for a reason that is {}",
+}
 _STATES = {
     DetectorState.STARTING: "has not looked yet",
     DetectorState.OK: "ok",
@@ -67,12 +79,22 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True)
+class Misdeployed:
+    """A fault of the agent's own deployment; `rows` are (label, text) of what it hides and of what to do."""
+
+    title: str
+    message: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Digest:
     """The report in reading order; `well`, `notes`, `absent` and `looks` are (name, text)."""
 
     node: str
     at: str
     headline: str
+    deployment: tuple[Misdeployed, ...]
     wrong: tuple[Wrong, ...]
     well: tuple[tuple[str, str], ...]
     unseen: tuple[Unseen, ...]
@@ -89,7 +111,8 @@ def digest(report: NodeReport) -> Digest:
     return Digest(
         node=_safe(report.node_name),
         at=moment(now),
-        headline=_headline(by_status[Status.TRUE], by_status[Status.UNKNOWN], by_status[Status.FALSE]),
+        headline=_headline(report, by_status),
+        deployment=tuple(_misdeployed(fault) for fault in report.deployment),
         wrong=tuple(_wrong(condition, now) for condition in by_status[Status.TRUE]),
         well=tuple((_safe(c.type), _safe(c.message)) for c in by_status[Status.FALSE]),
         unseen=unseen,
@@ -101,7 +124,26 @@ def digest(report: NodeReport) -> Digest:
     )
 
 
-def _headline(wrong: list[Condition], unknown: list[Condition], well: list[Condition]) -> str:
+def _misdeployed(fault: DeploymentFault) -> Misdeployed:
+    rows = (
+        ("hides", ", ".join(map(_safe, fault.hides))),
+        ("impairs", ", ".join(map(_safe, fault.impairs))),
+        ("what to do", _safe(fault.remedy)),
+    )
+    title = _TITLES[fault.cause].format(_safe(fault.subject))
+    return Misdeployed(title, _safe(fault.message), tuple(row for row in rows if row[1]))
+
+
+def _headline(report: NodeReport, by_status: Mapping[Status, list[Condition]]) -> str:
+    node = _headline_of_node(by_status[Status.TRUE], by_status[Status.UNKNOWN], by_status[Status.FALSE])
+    if not report.deployment:
+        return node
+    faults = _counted(len(report.deployment), "fault")
+    subjects = ", ".join(_safe(fault.subject) for fault in report.deployment)
+    return f"The agent's own deployment has {faults} ({subjects}): it cannot see all of this node. {node}"
+
+
+def _headline_of_node(wrong: list[Condition], unknown: list[Condition], well: list[Condition]) -> str:
     blind = f"{_counted(len(unknown), 'condition')} could not be seen" if unknown else ""
     if wrong:
         told = f"{_counted(len(wrong), 'thing')} wrong: {', '.join(_safe(c.type) for c in wrong)}"

@@ -38,6 +38,13 @@ OWN: tuple[Metric, ...] = (
         ("type", "reason"),
     ),
     Metric(
+        "deployment_fault",
+        MetricKind.GAUGE,
+        "1 for each condition that a fault of the agent's own deployment makes Unknown (effect hides), or about which "
+        "less is known because of it (impairs); absent where there is none.",
+        ("detector", "type", "cause", "subject", "effect"),
+    ),
+    Metric(
         "detector_duration_seconds",
         MetricKind.GAUGE,
         "Duration of a detector's last look, or of the one under way if that is overdue.",
@@ -138,6 +145,7 @@ class Metrics(Collector):
         """Yield every metric as it stands now; the registry calls this at each scrape."""
         entries = self._board.entries()
         yield from self._condition_families(entries)
+        yield _gauge(_OWN["deployment_fault"], _deployment_faults(entries))
         yield from self._detector_families([entry.status for entry in entries])
         yield _counter("series_dropped_total", {(): self._samples.dropped()})
         yield _counter("remediations_total", {(a.value, o.value): n for (a, o), n in self._remediations().items()})
@@ -180,6 +188,19 @@ class Metrics(Collector):
         yield _by_detector("detector_overdue", {d.name: float(d.state is DetectorState.OVERDUE) for d in detectors})
         yield _by_detector("detector_last_run_timestamp_seconds", ended)
         yield _counter("looks_discarded_total", {(detector.name,): detector.discarded for detector in detectors})
+
+
+def _deployment_faults(entries: Iterable[Entry]) -> dict[Labels, float]:
+    found: dict[Labels, float] = {}
+    for entry in entries:
+        for fault in entry.deployment:
+            for effect, types in (("hides", fault.hides), ("impairs", fault.impairs)):
+                for kind in types:
+                    subject = printable(fault.subject, MAX_LABEL)
+                    labels = (entry.status.name, kind, fault.cause.value, subject, effect)
+                    if labels in found or len(found) < MAX_SERIES:
+                        found[labels] = 1.0
+    return found
 
 
 def _gauge(metric: Metric, values: Mapping[Labels, float]) -> Family:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from agent.exporters.advice_steps import Advice
-from agent.exporters.digest import Accusation, Digest, Wrong, digest
+from agent.exporters.digest import Accusation, Digest, Misdeployed, Wrong, digest
 from agent.model import NodeReport
 
 REFRESH_SECONDS = 10
@@ -63,7 +63,7 @@ def render(report: NodeReport) -> str:
 
 
 def _document(seen: Digest) -> Iterator[str]:
-    mark = "bad" if seen.wrong else "warn" if seen.unseen or not seen.well else "good"
+    mark = "bad" if seen.wrong else "warn" if seen.unseen or seen.deployment or not seen.well else "good"
     sign = {"bad": "✗", "warn": "?", "good": "✓"}[mark]
     yield (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -73,6 +73,8 @@ def _document(seen: Digest) -> Iterator[str]:
     )
     yield f"<header><h1>{escape(seen.node)}</h1><time>{escape(seen.at)}</time></header><main>"
     yield f'<p class="sum {mark}">{escape(seen.headline)}</p>'
+    for fault in seen.deployment:
+        yield from _misdeployed(fault)
     for wrong in seen.wrong:
         yield from _wrong(wrong)
     yield from _list("What is well", "ok", seen.well)
@@ -85,6 +87,15 @@ def _document(seen: Digest) -> Iterator[str]:
         f'</main><footer class="quiet">nodediag. This page reads itself anew every {REFRESH_SECONDS} seconds. '
         '<a href="/metrics">metrics</a></footer></body></html>\n'
     )
+
+
+def _misdeployed(fault: Misdeployed) -> Iterator[str]:
+    yield f'<section class="card wrong"><h3>{escape(fault.title)}</h3>'
+    yield '<p class="quiet">a fault of the agent&#x27;s own deployment</p>'
+    yield f"<article><p>{escape(fault.message)}</p><dl>"
+    for label, text in fault.rows:
+        yield f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>"
+    yield "</dl></article></section>"
 
 
 def _wrong(wrong: Wrong) -> Iterator[str]:

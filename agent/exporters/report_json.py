@@ -7,7 +7,16 @@ from typing import Any
 
 from agent.exporters.advice import advise
 from agent.exporters.advice_steps import Step
-from agent.model import ActiveFinding, Condition, DetectorStatus, NodeReport, PodRef, Target, Value
+from agent.model import (
+    ActiveFinding,
+    Condition,
+    DeploymentFault,
+    DetectorStatus,
+    NodeReport,
+    PodRef,
+    Target,
+    Value,
+)
 from agent.printable import encodable
 
 
@@ -21,6 +30,7 @@ def to_json(report: NodeReport) -> dict[str, Any]:
     return {
         "nodeName": encodable(report.node_name),
         "observedAt": rfc3339(report.observed_at),
+        "deploymentFaults": [_deployment_fault(fault) for fault in report.deployment],
         "conditions": [condition_json(condition) for condition in report.conditions],
         "detectors": [_detector(detector) for detector in report.detectors],
     }
@@ -35,6 +45,17 @@ def condition_json(condition: Condition) -> dict[str, Any]:
         "message": encodable(condition.message),
         "lastTransitionTime": rfc3339(condition.last_transition_time),
         "findings": [_finding(active) for active in condition.findings],
+    }
+
+
+def _deployment_fault(fault: DeploymentFault) -> dict[str, Any]:
+    return {
+        "cause": fault.cause.value,
+        "subject": encodable(fault.subject),
+        "message": encodable(fault.message),
+        "remedy": encodable(fault.remedy),
+        "hides": [encodable(kind) for kind in fault.hides],
+        "impairs": [encodable(kind) for kind in fault.impairs],
     }
 
 

@@ -18,7 +18,8 @@ def line(report: NodeReport) -> str:
 
     What is wrong; without that, what could not be seen; without that, what is well or not on this node.
     """
-    told = " | ".join(_wrong(report) or _unseen(report) or _quiet(report)) or "nothing was looked at"
+    told = " | ".join(_wrong(report) or _deployment(report) + _unseen(report) or _quiet(report))
+    told = told or "nothing was looked at"
     return printable(told.encode("ascii", "backslashreplace").decode("ascii"), MAX_LINE) + "\n"
 
 
@@ -32,6 +33,10 @@ def _wrong(report: NodeReport) -> list[str]:
         reason, _, message = findings[0].partition(": ")
         findings[0] = f"{reason} (1 of {len(findings)}): {message}"
     return findings
+
+
+def _deployment(report: NodeReport) -> list[str]:
+    return [f"the agent's deployment is at fault: {fault.message}" for fault in report.deployment]
 
 
 def _unseen(report: NodeReport) -> list[str]:

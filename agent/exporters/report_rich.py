@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.exporters.advice_steps import Step
-from agent.exporters.digest import Accusation, Digest, Wrong, digest
+from agent.exporters.digest import Accusation, Digest, Misdeployed, Wrong, digest
 from agent.exporters.layout import WIDTH
 from agent.exporters.report_text import COMMAND_INDENT, LABEL_WIDTH
 from agent.model import NodeReport
@@ -32,11 +32,13 @@ def render(report: NodeReport, width: int | None = None) -> str:
 
 
 def _show(console: Console, seen: Digest) -> None:
-    style = RED if seen.wrong else YELLOW if seen.unseen else GREEN
+    style = RED if seen.wrong else YELLOW if seen.unseen or seen.deployment else GREEN
     title = Text(f" {seen.node} ", "bold")
     console.print(
         Panel(Text(seen.headline, style), title=title, subtitle=Text(f" {seen.at} ", QUIET), border_style=style)
     )
+    for fault in seen.deployment:
+        _show_misdeployed(console, fault)
     for wrong in seen.wrong:
         _show_wrong(console, wrong)
     _show_names(console, "What is well", "✓", GREEN, seen.well)
@@ -45,6 +47,18 @@ def _show(console: Console, seen: Digest) -> None:
     _show_names(console, "About the agent itself", "·", "default", seen.notes)
     _show_names(console, "Not on this node", "-", QUIET, seen.absent)
     console.print()
+
+
+def _show_misdeployed(console: Console, fault: Misdeployed) -> None:
+    console.print()
+    console.print(Rule(Text(f"The agent's own deployment: {fault.title}", YELLOW), align="left", style=YELLOW))
+    console.print(Text(fault.message, "bold", overflow="fold"))
+    grid = Table.grid()
+    grid.add_column(style=QUIET, width=LABEL_WIDTH, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in fault.rows:
+        grid.add_row(label, Text(text))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
 
 
 def _show_wrong(console: Console, wrong: Wrong) -> None:

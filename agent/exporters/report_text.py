@@ -7,7 +7,7 @@ columns. Only commands may be longer, because a command that was broken in two c
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from agent.exporters.digest import Accusation, Digest, Wrong, digest
+from agent.exporters.digest import Accusation, Digest, Misdeployed, Wrong, digest
 from agent.exporters.layout import labelled, wrapped
 from agent.model import NodeReport
 
@@ -37,6 +37,10 @@ def plain(report: NodeReport) -> str:
 def _lines(seen: Digest) -> Iterator[str]:
     yield f"Node {seen.node} at {seen.at}"
     yield from wrapped(seen.headline, "")
+    if seen.deployment:
+        yield from _title("What is wrong with the agent's own deployment")
+        for fault in seen.deployment:
+            yield from _misdeployed(fault)
     if seen.wrong:
         yield from _title("What is wrong")
         for number, wrong in enumerate(seen.wrong):
@@ -64,6 +68,13 @@ def _section(title: str, entries: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield from _title(title)
     for name, text in entries:
         yield from labelled(name, text, "  ", NAME_WIDTH)
+
+
+def _misdeployed(fault: Misdeployed) -> Iterator[str]:
+    yield from wrapped(fault.title, "  ")
+    yield from wrapped(fault.message, "    ")
+    for label, text in fault.rows:
+        yield from labelled(label, text, "      ", LABEL_WIDTH)
 
 
 def _wrong(wrong: Wrong) -> Iterator[str]:

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.model import NotApplicableError, PodRef
+from agent.host.rights import READ, SEARCH, Rights
+from agent.model import CannotSeeError, DeploymentFault, NotApplicableError, PodRef
 
 TASKS = "io.containerd.runtime.v2.task"
 MAX_BUNDLES = 4096
@@ -47,6 +48,8 @@ class Bundle:
     modified_at: float
     identity: Identity
     problem: str = ""
+    fault: DeploymentFault | None = None
+    """Why something in it may not be read, if that is so."""
 
     @property
     def is_complete(self) -> bool:
@@ -57,10 +60,16 @@ class Bundle:
 class Bundles:
     """Lists the bundles of the configured namespaces. Remembers the complete ones, since they never change."""
 
-    def __init__(self, state_dir: str, namespaces: tuple[str, ...]) -> None:
+    def __init__(self, state_dir: str, namespaces: tuple[str, ...], rights: Rights | None = None) -> None:
         self._state_dir = os.path.realpath(state_dir)  # as the kernel tells a shim's working directory
         self._namespaces = namespaces
+        self._rights = rights or Rights()
         self._known: dict[tuple[str, int], Bundle] = {}
+
+    @property
+    def state_dir(self) -> str:
+        """The state directory of containerd."""
+        return self._state_dir
 
     @property
     def task_root(self) -> str:
@@ -70,12 +79,15 @@ class Bundles:
     def list(self) -> tuple[Bundle, ...]:
         """Return the bundles there are now.
 
-        Raises NotApplicableError without the directory containerd makes when it starts, OSError if that is unreadable.
+        Raises NotApplicableError without the directory containerd makes when it starts, CannotSeeError if the agent
+        may not read it, OSError if that fails otherwise.
         """
         try:
             os.stat(self.task_root)
         except FileNotFoundError:
             raise NotApplicableError(f"no containerd here: {self.task_root} does not exist") from None
+        except PermissionError as error:
+            raise self._denied(self.task_root, error, SEARCH) from None
         found: list[Bundle] = []
         known: dict[tuple[str, int], Bundle] = {}
         for namespace in self._namespaces:
@@ -84,7 +96,7 @@ class Bundles:
                     break
                 path = f"{self.task_root}/{namespace}/{name}"
                 before = self._known.get((path, inode))
-                bundle = before if before and before.is_complete else _read_bundle(namespace, name, path, before)
+                bundle = before if before and before.is_complete else self._read(namespace, name, path, before)
                 if bundle is not None:
                     known[path, inode] = bundle
                     found.append(bundle)
@@ -96,7 +108,7 @@ class Bundles:
         if not _is_name(container_id):
             return ()
         found = (
-            _read_bundle(namespace, container_id, f"{self.task_root}/{namespace}/{container_id}", None)
+            self._read(namespace, container_id, f"{self.task_root}/{namespace}/{container_id}", None)
             for namespace in self._namespaces
         )
         return tuple(bundle for bundle in found if bundle is not None)
@@ -118,7 +130,23 @@ class Bundles:
                 listed = [(e.name, e.inode()) for e in entries if e.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return
+        except PermissionError as error:
+            raise self._denied(f"{self.task_root}/{namespace}", error) from None
         yield from sorted(item for item in listed if not item[0].startswith("."))
+
+    def _denied(self, path: str, error: PermissionError, bit: int = READ) -> CannotSeeError:
+        fault = self._rights.path(path, error, bit)
+        return CannotSeeError(f"{path} may not be read: {fault}", fault)
+
+    def _read(self, namespace: str, name: str, path: str, before: Bundle | None) -> Bundle | None:
+        try:
+            return _read_bundle(namespace, name, path, before)
+        except PermissionError as error:
+            fault = self._rights.path(f"{path}/{error.filename}" if error.filename != path else path, error)
+            nobody = Identity(problem="its bundle may not be read")
+            return Bundle(
+                namespace, name, path, "", 2, None, 0.0, nobody, f"its bundle may not be read: {fault}", fault
+            )
 
 
 def _is_name(container_id: str) -> bool:
@@ -126,8 +154,11 @@ def _is_name(container_id: str) -> bool:
 
 
 def _read_bundle(namespace: str, name: str, path: str, before: Bundle | None) -> Bundle | None:
+    """Read one bundle; None if it is gone. Raises PermissionError if something in it may not be read."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except PermissionError:
+        raise
     except OSError:
         return None
     try:
@@ -206,9 +237,14 @@ def _small(folder: int, name: str) -> str:
 
 
 def _regular_file(folder: int, name: str, limit: int) -> bytes | None:
-    """Read at most `limit` bytes of a regular file; None if there is none (a link, a fifo and a device are none)."""
+    """Read at most `limit` bytes of a regular file; None if there is none (a link, a fifo and a device are none).
+
+    Raises PermissionError.
+    """
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except PermissionError:
+        raise
     except OSError:
         return None
     try:

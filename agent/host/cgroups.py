@@ -3,9 +3,13 @@
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+
+from agent.host.rights import SEARCH, Rights
+from agent.model import DeploymentCause, DeploymentFault
 
 NODE_CGROUPS = "/sys/fs/cgroup"
 """Where the hierarchies are mounted on the node itself, wherever they are read from here."""
@@ -135,8 +139,9 @@ def _owner_of_path(path: str, namespaces: tuple[str, ...]) -> CgroupOwner | None
 class Cgroups:
     """Reads below one sysfs root's fs/cgroup, whichever versions are mounted there."""
 
-    def __init__(self, sys: str) -> None:
+    def __init__(self, sys: str, rights: Rights | None = None) -> None:
         self._root = f"{sys}/fs/cgroup"
+        self._rights = rights or Rights()
 
     def frozen(self, lines: tuple[str, ...]) -> str:
         """Return the path of the frozen cgroup that holds a process, from its /proc/N/cgroup lines; empty if none does.
@@ -193,17 +198,32 @@ class Cgroups:
         return f"{NODE_CGROUPS}/{told.directory.lstrip('/')}/{told.switch}" if told is not None else ""
 
     def hidden(self, lines: tuple[str, ...]) -> str:
-        """Return why the cgroups of a process cannot be looked into here; empty if they can, or if it is in none.
+        """Return why the cgroups of a process cannot be looked into here; empty if they can, or if it is in none."""
+        fault = self.fault(lines)
+        return str(fault) if fault else ""
+
+    def fault(self, lines: tuple[str, ...]) -> DeploymentFault | None:
+        """Return what of the agent's deployment hides the cgroups of a process; None if nothing does.
 
         A container sees its own cgroup alone where the node's would be, unless those are mounted there (v1), and its
         cgroup namespace names all others by a way out of it (v2; cgroup_namespaces(7)).
         """
         places = [(name.removeprefix("name="), path) for name, path in paths(lines).items() if path != "/"]
         places += [("unified", path) for name, path in places if not name]
+        denied: DeploymentFault | None = None
         for mount, path in places:
-            if ".." not in path.split("/") and os.path.isdir(f"{self._root}/{mount}{path}"):
-                return ""
-        return f"{self._root} does not show the node's cgroups here; mount the node's" if places else ""
+            folder = f"{self._root}/{mount}{path}"
+            try:
+                if ".." not in path.split("/") and stat.S_ISDIR(os.stat(folder).st_mode):
+                    return None
+            except PermissionError as error:
+                denied = self._rights.path(folder, error, SEARCH)
+            except OSError:
+                continue
+        if denied or not places:
+            return denied
+        message = f"{self._root} does not show the node's cgroups here"
+        return DeploymentFault(DeploymentCause.MOUNT, self._root, message, "mount the node's")
 
     def members(self, path: str) -> frozenset[int]:
         """Return the pids in a cgroup and in those below it, over all hierarchies; 0 is one of another pid namespace.

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.host.ctnetlink import EVENTS, CpuCounters, Netlink
-from agent.model import CannotSeeError
+from agent.host.rights import Rights
+from agent.model import CannotSeeError, DeploymentFault
 
 _PROC_NAMES = {"icmp_error": "error", "clashres": "clash_resolve", "chainlength": "chain_toolong"}
 """Columns of /proc/net/stat/nf_conntrack that are named otherwise than over netlink."""
@@ -40,7 +41,7 @@ class ConntrackSample:
     """One reading. `limit` 0 means no limit; None stands for what could not be read.
 
     `source` is `netlink` or `procfs`; `blind` says what this reading cannot show and why,
-    and is empty if it shows everything.
+    and is empty if it shows everything; `fault` is set if the agent's deployment is why.
     """
 
     counters: CpuCounters
@@ -48,6 +49,7 @@ class ConntrackSample:
     limit: int | None
     source: str
     blind: str = ""
+    fault: DeploymentFault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,13 @@ class NetlinkReader(Protocol):
 class Conntrack:
     """The sense. `proc` is the procfs of the network namespace to look at."""
 
-    def __init__(self, proc: Path = Path("/proc"), netlink: NetlinkReader | None = None) -> None:
+    def __init__(
+        self, proc: Path = Path("/proc"), netlink: NetlinkReader | None = None, rights: Rights | None = None
+    ) -> None:
         self._proc = proc
         self._sysctl = proc / "sys/net/netfilter"
         self._netlink = netlink or Netlink()
+        self._rights = rights or Rights()
 
     def sample(self) -> ConntrackSample:
         """Read counters and fill.
@@ -112,7 +117,8 @@ class Conntrack:
         try:
             counters, entries, limit = self._netlink.totals()
         except (OSError, ValueError) as error:
-            return self._from_procfs(_why(error))
+            fault = self._fault(error)
+            return self._from_procfs(str(fault or _why(error)), fault)
         return ConntrackSample(counters, entries, limit, source="netlink")
 
     def unreplied_dns_flows(self, limit: int) -> Flows:
@@ -129,7 +135,9 @@ class Conntrack:
             try:
                 found, whole = self._netlink.unreplied(family, limit - len(flows))
             except (OSError, ValueError) as error:
-                raise CannotSeeError(f"cannot list the DNS flows that wait for an answer: {_why(error)}") from None
+                fault = self._fault(error)
+                why = f"cannot list the DNS flows that wait for an answer: {fault or _why(error)}"
+                raise CannotSeeError(why, fault) from None
             complete = complete and whole
             flows += [
                 DnsFlow(source, port, server, max(0, lifetime - remaining)) for source, port, server, remaining in found
@@ -140,7 +148,12 @@ class Conntrack:
         if (self._proc / "sys/net").is_dir() and not (self._sysctl / "nf_conntrack_max").exists():
             raise NotTrackedError(f"conntrack is not loaded ({self._sysctl}/nf_conntrack_max does not exist)")
 
-    def _from_procfs(self, why: str) -> ConntrackSample:
+    def _fault(self, error: Exception) -> DeploymentFault | None:
+        """Return which right is missing if a request over netlink was denied."""
+        denied = isinstance(error, OSError) and error.errno in {errno.EPERM, errno.EACCES} and error.filename is None
+        return self._rights.netlink() if denied else None
+
+    def _from_procfs(self, why: str, fault: DeploymentFault | None) -> ConntrackSample:
         path = self._proc / "net/stat/nf_conntrack"
         try:
             counters = parse_stat(_read(path))
@@ -150,10 +163,10 @@ class Conntrack:
             trouble = ""
         entries, limit = self._number("nf_conntrack_count"), self._number("nf_conntrack_max")
         if not counters and (entries is None or limit is None):
-            raise CannotSeeError(f"conntrack cannot be read: netlink: {why}{trouble}")
+            raise CannotSeeError(f"conntrack cannot be read: netlink: {why}{trouble}", fault)
         missing = "single DNS flows" if counters else "packet counters and single DNS flows"
         blind = f"not visible: {missing} (netlink: {why}{trouble})"
-        return ConntrackSample(counters, entries, limit, source="procfs", blind=blind)
+        return ConntrackSample(counters, entries, limit, source="procfs", blind=blind, fault=fault)
 
     def _number(self, name: str) -> int | None:
         try:
@@ -222,7 +235,5 @@ def _hex32(text: str) -> int:
 
 def _why(error: Exception) -> str:
     if isinstance(error, OSError):
-        if error.errno in (errno.EPERM, errno.EACCES):
-            return "not permitted, CAP_NET_ADMIN is missing" if error.filename is None else "not permitted"
         return error.strerror or str(error)
     return str(error)

@@ -96,7 +96,7 @@ class Attempt(Generic[A]):
     """One try on one connection. Times are awake seconds since it began.
 
     `waiting_for` is the phase in which it ended; a phase not reached has no time.
-    `detail` is the errno's name and text, or what was wrong with the answer.
+    `detail` is the errno's name and text, or what was wrong with the answer; `code` the errno, 0 if there was none.
     """
 
     ending: Ending
@@ -107,6 +107,7 @@ class Attempt(Generic[A]):
     started: float = 0.0
     answer: A | None = None
     detail: str = ""
+    code: int = 0
 
     @property
     def ended(self) -> float:
@@ -167,11 +168,11 @@ class _Try(Generic[A]):
             self._receive()
             self._listen_for(selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0))
         except OSError as error:
-            self.end(_ending(error), _detail(error))
+            self.end(_ending(error), _detail(error), error.errno or 0)
         except NoAnswerError as error:
             self.end(error.ending, str(error))
 
-    def end(self, ending: Ending, detail: str = "") -> Attempt[A]:
+    def end(self, ending: Ending, detail: str = "", code: int = 0) -> Attempt[A]:
         """Close the connection and fix what became of the try."""
         self.close()
         phase = Phase.CONNECT if self._connected is None else Phase.TOTAL
@@ -187,6 +188,7 @@ class _Try(Generic[A]):
             self._started,
             self._talk.answer if whole else None,
             detail,
+            code,
         )
         return self.attempt
 

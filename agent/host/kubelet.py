@@ -13,6 +13,7 @@ import h11
 
 from agent.clock import Clock
 from agent.host.exchange import MAX_DETAIL, Attempt, Ending, NoAnswerError, Peer, converse
+from agent.model import DeploymentFault
 from agent.printable import printable
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -25,7 +26,14 @@ API_PORT = 10250
 
 
 class KubeletApiError(Exception):
-    """The kubelet's own API gave no answer to use. The text says what was asked, what came, and what would help."""
+    """The kubelet's own API gave no answer to use. The text says what was asked, what came, and what would help.
+
+    `fault` is set if the agent's deployment is why.
+    """
+
+    def __init__(self, message: str, fault: DeploymentFault | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class KubeletApiTimeoutError(KubeletApiError):

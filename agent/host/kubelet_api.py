@@ -28,6 +28,7 @@ from agent.clock import Clock
 from agent.host.exchange import MAX_DETAIL
 from agent.host.kubelet import MAX_HEADER_BYTES, KubeletApiError, KubeletApiTimeoutError, api_peer
 from agent.host.kubelet_calls import METRICS, PODS, KubeletCalls
+from agent.host.rights import Rights
 from agent.printable import printable
 
 MAX_TOKEN_BYTES = 16 * 1024
@@ -293,6 +294,9 @@ def _contents(path: str, limit: int, setting: str) -> bytes:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise KubeletApiError(f"{path} ({setting}) is no regular file")
             read = stream.read(limit + 1)
+    except PermissionError as error:
+        fault = Rights().path(path, error)
+        raise KubeletApiError(f"{path} ({setting}) cannot be read: {fault}", fault) from None
     except OSError as error:
         raise KubeletApiError(f"{path} ({setting}) cannot be read: {(error.strerror or str(error)).lower()}") from None
     if len(read) > limit:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from agent.host.rights import Rights
 from agent.model import CannotSeeError
 
 MAX_TABLE_BYTES = 8 << 20
@@ -25,8 +26,9 @@ ACCEPTING = 0x10000
 class Listeners:
     """Reads below one procfs root. Everything raises CannotSeeError where it may not or cannot look."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, rights: Rights | None = None) -> None:
         self._root = root
+        self._rights = rights or Rights()
 
     def tcp(self, host: str, port: int) -> frozenset[int]:
         """Return the inodes of the sockets that get a connection to an IP address and port; empty if nobody listens.
@@ -75,9 +77,9 @@ class Listeners:
         except FileNotFoundError:
             return frozenset()
         except PermissionError:
+            fault = self._rights.process(folder)
             raise CannotSeeError(
-                f"{folder} may not be read, so it cannot be told which sockets process {pid} holds: this takes "
-                "CAP_SYS_PTRACE"
+                f"{folder} may not be read, so it is not known which sockets process {pid} holds: {fault}", fault
             ) from None
         except OSError as error:
             raise CannotSeeError(f"{folder} cannot be read: {error.strerror}") from None

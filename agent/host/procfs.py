@@ -16,13 +16,16 @@ from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 from agent.host import local_addresses
-from agent.model import ProcessId
+from agent.host.backoff import RECORDED, RETRY_SECONDS, Backoff
+from agent.host.rights import Rights
+from agent.model import DeploymentFault, ProcessId
 
 INIT_PID = 1
 MAX_STAT_BYTES = 2048
 TURN_SECONDS = 5.0
 """How long one that reads all of /proc waits for another to end."""
 MAX_FILE_BYTES = 16384
+_PTRACE = "ptrace"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
 """The files of a process or thread that may be had as they are."""
@@ -98,15 +101,51 @@ def _is_defunct(line: bytes) -> bool:
     return line[at : at + 1] in {b"Z", b"X"}
 
 
+class PtraceGuard:
+    """What takes ptrace rights on other processes: explained by our rights, and not tried for a while if recorded."""
+
+    def __init__(self, rights: Rights | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._rights = rights or Rights()
+        self._monotonic = monotonic
+        self._backoff = Backoff(monotonic)
+        self._latest: tuple[float, DeploymentFault] | None = None
+
+    def held_off(self) -> bool:
+        """Whether nothing of the kind is to be tried now."""
+        return self._backoff.held_off(_PTRACE) is not None
+
+    def denied(self, path: str) -> DeploymentFault:
+        """Take note that a file was denied, and return why."""
+        fault = self._backoff.note(_PTRACE, self._rights.process(path))
+        self._latest = (self._monotonic(), fault)
+        return fault
+
+    def granted(self) -> None:
+        """Take note that a file was read: what a security module denies, it denies of every process."""
+        if self._latest is not None and self._latest[1].cause in RECORDED:
+            self._latest = None
+
+    def latest(self) -> DeploymentFault | None:
+        """Return the last denial, unless it is older than the time after which it would have been tried again."""
+        if self._latest is None:
+            return None
+        at, fault = self._latest
+        return fault if self._monotonic() - at < 2 * RETRY_SECONDS else None
+
+
 class Procfs:
     """Reads below one procfs root, such as /proc or /host/proc.
 
     `cgroup_names` puts the node's names of cgroups in place of those seen from here (see `cgroup_namespace`).
+    `guard` explains, and backs off from, what takes ptrace rights.
     """
 
-    def __init__(self, root: str, cgroup_names: CgroupNames = lambda lines: lines) -> None:
+    def __init__(
+        self, root: str, cgroup_names: CgroupNames = lambda lines: lines, guard: "PtraceGuard | None" = None
+    ) -> None:
         self._root = root
         self._cgroup_names = cgroup_names
+        self._guard = guard or PtraceGuard()
         self._turn = threading.Lock()
 
     def scan(self, known: Mapping[bytes, Zombie]) -> Scan:
@@ -174,21 +213,36 @@ class Procfs:
             return tuple(p for p in _parse_all(line for line in self._stat_lines() if wanted in line) if p.comm == comm)
 
     def wchan(self, pid: int) -> str:
-        """Return the kernel function a process sleeps in; empty if it runs, is gone or may not be seen."""
+        """Return the kernel function a process sleeps in; empty if it runs, is gone or may not be seen.
+
+        The file has `0` where ptrace rights are missing, so the link `cwd`, which takes the same rights, is read first.
+        """
+        if not self.cwd(pid):
+            return ""
         text = self._text(f"{pid}/wchan", 128)
         return "" if text == "0" else text
 
     def cwd(self, pid: int) -> str | None:
         """Return a process's working directory as the kernel tells it, ` (deleted)` included.
 
-        Empty if the process is gone, None if it lives and its directory may not be seen.
+        Empty if the process is gone, None if it lives and its directory may not be seen (see `ptrace_denied`).
         """
+        if self._guard.held_off():
+            return None
+        path = f"{self._root}/{pid}/cwd"
         try:
-            return os.readlink(f"{self._root}/{pid}/cwd")
+            directory = os.readlink(path)
         except PermissionError:
+            self._guard.denied(path)
             return None
         except OSError:
             return ""
+        self._guard.granted()
+        return directory
+
+    def ptrace_denied(self) -> DeploymentFault | None:
+        """Return why ptrace rights on other processes were denied in the last minute; None if they were not."""
+        return self._guard.latest()
 
     def nested(self, pid: int) -> bool:
         """Whether a process lives in a pid namespace below this procfs's: another node's (kind) or a container's.
@@ -197,6 +251,12 @@ class Procfs:
         """
         lines = self._text(f"{pid}/status", MAX_FILE_BYTES).split("\n")
         return any(line.startswith("NSpid:") and len(line.split()) > 2 for line in lines)
+
+    def uid(self, pid: int) -> int | None:
+        """Return the real uid of a process; None if it is gone."""
+        lines = self._text(f"{pid}/status", MAX_FILE_BYTES).split("\n")
+        words = next((line.split() for line in lines if line.startswith("Uid:")), [])
+        return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
 
     def cgroups(self, pid: int) -> tuple[str, ...]:
         """Return the lines of /proc/N/cgroup (cgroups(7)); empty if the process is gone."""

@@ -17,12 +17,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from agent.clock import Clock
 from agent.host import ttrpc
+from agent.host.backoff import Backoff
 from agent.host.pb import containerd_task_pb2
+from agent.host.rights import WRITE, Rights
+from agent.model import DeploymentCause, DeploymentFault
 
 STOPPED = 3
 """containerd.v1.types.Status.STOPPED"""
@@ -65,16 +69,25 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class ShimAnswer:
-    """What one shim said, or for how long it has not (seconds of awake time)."""
+    """What one shim said, or for how long it has not (seconds of awake time). `fault`: the right that was missing."""
 
     address: str
     outcome: Outcome
     message: str = ""
+    fault: DeploymentFault | None = None
     shim_pid: int | None = None
     connect_seconds: float | None = None
     waiting_seconds: float = 0.0
     states: Mapping[str, TaskState] = field(default_factory=dict)
     states_waiting: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Failure(NamedTuple):
+    """Why a conversation ended, and the fault of the agent's deployment if that is why."""
+
+    outcome: Outcome
+    message: str
+    fault: DeploymentFault | None = None
 
 
 @dataclass(slots=True)
@@ -94,7 +107,7 @@ class _Conversation:
     next_stream: int = 1
     outbox: bytes = b""
     unasked_replies: int = 0
-    failure: tuple[Outcome, str] | None = None
+    failure: "_Failure | None" = None
     shim_pid: int | None = None
     connect_seconds: float | None = None
     states: dict[str, TaskState] = field(default_factory=dict)
@@ -115,8 +128,10 @@ class _Conversation:
 class ShimSense:
     """Pings shims; keeps the unanswered conversations between two looks."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, rights: Rights | None = None) -> None:
         self._clock = clock
+        self._rights = rights or Rights()
+        self._backoff = Backoff(clock.monotonic)
         self._kept: dict[str, _Conversation] = {}
         self._queue_full_since: dict[str, float] = {}
 
@@ -163,8 +178,15 @@ class ShimSense:
     def _open(self, query: ShimQuery, now: float) -> _Conversation:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         talk = _Conversation(query, sock, now)
+        denied = self._backoff.held_off(query.address)
+        if denied is not None:
+            talk.failure = _Failure(Outcome.NOT_PERMITTED, str(denied), denied)
+            return talk
         try:
             sock.connect(query.address)
+        except PermissionError as error:
+            fault = self._backoff.note(query.address, self._rights.path(query.address, error, WRITE))
+            talk.failure = _Failure(Outcome.NOT_PERMITTED, str(fault), fault)
         except OSError as error:
             talk.failure = _connect_failure(error, query.address)
         return talk
@@ -227,16 +249,16 @@ class ShimSense:
         except BlockingIOError:
             return
         except OSError as error:
-            talk.failure = (Outcome.BROKEN, f"the connection broke: {error.strerror}")
+            talk.failure = _Failure(Outcome.BROKEN, f"the connection broke: {error.strerror}")
             return
         if not data:
-            talk.failure = (Outcome.BROKEN, "it closed the connection without answering")
+            talk.failure = _Failure(Outcome.BROKEN, "it closed the connection without answering")
             return
         try:
             for reply in talk.decoder.feed(data):
                 self._take(talk, reply)
         except (ttrpc.MalformedError, DecodeError) as error:
-            talk.failure = (Outcome.BROKEN, f"its answer is not understood: {error}")
+            talk.failure = _Failure(Outcome.BROKEN, f"its answer is not understood: {error}")
 
     def _take(self, talk: _Conversation, reply: ttrpc.Reply) -> None:
         question = talk.open_questions.pop(reply.stream, None)
@@ -277,7 +299,7 @@ class ShimSense:
 
     def _queue_full_seconds(self, talk: _Conversation, now: float) -> float:
         address = talk.query.address
-        if talk.failure is None or talk.failure[0] is not Outcome.WAITING:
+        if talk.failure is None or talk.failure.outcome is not Outcome.WAITING:
             self._queue_full_since.pop(address, None)
             return 0.0
         return now - self._queue_full_since.setdefault(address, now)
@@ -302,17 +324,21 @@ def _is_closed(sock: socket.socket) -> bool:
         return True
 
 
-def _connect_failure(error: OSError, address: str = "/") -> tuple[Outcome, str] | None:
-    """Name why a socket could not be connected; None where the shim's full backlog keeps us waiting."""
+def _connect_failure(error: OSError, address: str) -> _Failure:
+    """Name why a socket could not be connected."""
     if error.errno == errno.ECONNREFUSED:
-        return (Outcome.REFUSED, "nothing listens on its socket")
+        return _Failure(Outcome.REFUSED, "nothing listens on its socket")
     folder = os.path.dirname(address)
     if error.errno == errno.ENOENT and not os.path.isdir(folder):
-        return (Outcome.NOT_PERMITTED, f"the folder of its socket, {folder}, is not to be seen from here: mount it")
+        fault = DeploymentFault(
+            DeploymentCause.MOUNT,
+            folder,
+            f"the folder of its socket, {folder}, does not exist here",
+            f"mount the node's {folder} at the same path",
+        )
+        return _Failure(Outcome.NOT_PERMITTED, str(fault), fault)
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-        return (Outcome.NO_SOCKET, "its socket does not exist")
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return (Outcome.NOT_PERMITTED, f"its socket may not be used from here: {error.strerror}")
+        return _Failure(Outcome.NO_SOCKET, "its socket does not exist")
     if error.errno == errno.EAGAIN:
-        return (Outcome.WAITING, "its socket's queue is full: it has not accepted a connection for long")
-    return (Outcome.BROKEN, f"its socket cannot be connected: {error.strerror}")
+        return _Failure(Outcome.WAITING, "its socket's queue is full: it has not accepted a connection for long")
+    return _Failure(Outcome.BROKEN, f"its socket cannot be connected: {error.strerror}")

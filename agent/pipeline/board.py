@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agent.clock import Clock
-from agent.model import Condition, DetectorState, DetectorStatus, NodeReport, Sample
+from agent.model import Condition, DeploymentFault, DetectorState, DetectorStatus, NodeReport, Sample
+from agent.pipeline.deployment import merged
 
 log = logging.getLogger("nodediag.board")
 
@@ -25,6 +26,7 @@ class Entry:
     status: DetectorStatus
     conditions: tuple[Condition, ...] = ()
     samples: tuple[Sample, ...] = ()
+    deployment: tuple[DeploymentFault, ...] = ()
 
 
 class Board:
@@ -79,4 +81,5 @@ class Board:
             observed_at=self._clock.wall(),
             conditions=tuple(condition for entry in entries for condition in entry.conditions),
             detectors=tuple(entry.status for entry in entries),
+            deployment=merged(fault for entry in entries for fault in entry.deployment),
         )

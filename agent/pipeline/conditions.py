@@ -100,7 +100,9 @@ def conclude(
     what was not known to be well before.
     """
     if condition in result.unknown:
-        return unknown(condition, REASON_NOT_OBSERVED, result.unknown[condition], previous, now)
+        hidden_by = next((fault for fault in result.deployment if condition in fault.hides), None)
+        reason = hidden_by.cause.reason if hidden_by else REASON_NOT_OBSERVED
+        return unknown(condition, reason, result.unknown[condition], previous, now)
     active = memory.active(condition)
     if active:
         reason = active[0].finding.reason

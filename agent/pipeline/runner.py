@@ -19,11 +19,13 @@ from agent.model import (
     CannotSeeError,
     CheckResult,
     Condition,
+    DeploymentFault,
     Detector,
     DetectorState,
     DetectorStatus,
     Finding,
     NotApplicableError,
+    Sample,
     Status,
 )
 from agent.pipeline.board import Board, Entry
@@ -70,6 +72,7 @@ class _Outcome:
     state: DetectorState = DetectorState.OK
     message: str = ""
     reason: str = ""
+    fault: DeploymentFault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Runner:
     """Period, jitter, deadline and isolation for one detector.
 
     `identify` returns a finding with all that is known now of whose it is, and waits for nothing to become known.
+    `denied` says which right the agent lacks where a probe was denied something that it did not expect to be.
     `cpu_seconds` is the CPU time of the calling thread, in which a look is made.
     """
 
@@ -102,12 +106,14 @@ class Runner:
         board: Board,
         clock: Clock,
         identify: Callable[[Finding], Finding] | None = None,
+        denied: Callable[[PermissionError], DeploymentFault] | None = None,
         cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:
         self.name = detector.name
         self._detector = detector
         self._settings = settings
         self._identify = identify
+        self._denied = denied
         self._cpu_seconds = cpu_seconds
         self._cost = 0.0
         self._board = board
@@ -201,10 +207,20 @@ class Runner:
         except NotApplicableError as absent:
             return _Outcome(None, DetectorState.NOT_APPLICABLE, str(absent))
         except CannotSeeError as blind:
-            return _Outcome(None, DetectorState.FAILED, str(blind), REASON_CANNOT_SEE)
+            return self._blind(str(blind), blind.fault)
+        except PermissionError as error:
+            fault = self._denied(error) if self._denied else None
+            return self._blind(str(fault or error), fault)
         except Exception as error:  # noqa: BLE001 - isolation: a detector may fail in any way
             return self._failed(f"{type(error).__name__}: {error}", error)
         return _Outcome(self._identified(result))
+
+    def _blind(self, message: str, fault: DeploymentFault | None) -> _Outcome:
+        """A look that could see nothing; if the agent's deployment is why, that hides every condition."""
+        if fault is not None:
+            fault = replace(fault, hides=tuple(self._detector.conditions), impairs=())
+        reason = fault.cause.reason if fault else REASON_CANNOT_SEE
+        return _Outcome(None, DetectorState.FAILED, message, reason, fault)
 
     def _identified(self, result: CheckResult) -> CheckResult:
         """Whoever cannot say more about the findings leaves them as they are."""
@@ -231,7 +247,8 @@ class Runner:
             if self._last().status.state is not DetectorState.NOT_APPLICABLE:
                 log.info("nothing to watch", extra={"detector": self.name, "why": outcome.message})
         conditions = () if absent else self._all_unknown(outcome.reason, outcome.message)
-        self._publish(self._status(outcome.state, outcome.message, duration), conditions)
+        faults = (outcome.fault,) if outcome.fault else ()
+        self._publish(self._status(outcome.state, outcome.message, duration), conditions, deployment=faults)
 
     def _conclude(self, result: CheckResult, duration: float) -> None:
         now = self._clock.wall()
@@ -242,7 +259,7 @@ class Runner:
         conditions = tuple(
             conclude(kind, self._memory, result, self._previous(kind), now) for kind in self._detector.conditions
         )
-        self._publish(self._status(DetectorState.OK, "", duration), conditions, result)
+        self._publish(self._status(DetectorState.OK, "", duration), conditions, result.samples, result.deployment)
 
     def _discard(self, stalled: float, duration: float) -> None:
         """Leave every condition as it was and look again: at once, but ever later if that stalls, too."""
@@ -251,10 +268,11 @@ class Runner:
         self._discarded_in_a_row = min(self._discarded_in_a_row + 1, MAX_DISCARDS)
         message = f"the last look was thrown away: this process stood still for {measured_duration(stalled)} during it"
         log.warning(message, extra={"detector": self.name})
-        conditions = self._last().conditions
+        last = self._last()
+        conditions = last.conditions
         if self._discarded_in_a_row == MAX_DISCARDS:
             conditions = self._all_unknown(REASON_STALLED, f"{message}, and likewise the looks before it")
-        self._publish(self._status(DetectorState.OK, message, duration), conditions)
+        self._publish(self._status(DetectorState.OK, message, duration), conditions, deployment=last.deployment)
 
     def _status(self, state: DetectorState, message: str, duration: float) -> DetectorStatus:
         return DetectorStatus(self.name, state, message, duration, self._clock.wall(), self._discarded)
@@ -272,11 +290,15 @@ class Runner:
         return tuple(unknown(kind, reason, message, self._previous(kind), now) for kind in self._detector.conditions)
 
     def _publish(
-        self, status: DetectorStatus, conditions: tuple[Condition, ...], result: CheckResult | None = None
+        self,
+        status: DetectorStatus,
+        conditions: tuple[Condition, ...],
+        samples: tuple[Sample, ...] = (),
+        deployment: tuple[DeploymentFault, ...] = (),
     ) -> None:
         before = [self._previous(condition.type) for condition in conditions]
         # The board first: who reads the log and then asks finds there what the log says.
-        self._board.publish(Entry(status, conditions, result.samples if result else ()))
+        self._board.publish(Entry(status, conditions, samples, deployment))
         for condition, previous in zip(conditions, before, strict=True):
             self._log_change(condition, previous)
 

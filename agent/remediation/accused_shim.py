@@ -15,7 +15,7 @@ from agent.host.bundles import Bundle
 from agent.host.inventory import SHIM_COMM, Inventory, InventorySense, Shim
 from agent.host.procfs import Process, Procfs
 from agent.host.shims import STOPPED, Outcome, ShimAnswer
-from agent.model import Finding, NotApplicableError, ProcessId, Target
+from agent.model import DeploymentFault, Finding, NotApplicableError, ProcessId, Target
 from agent.remediation.container_processes import ContainerProcesses, configured_cgroup
 from agent.remediation.hands import same_process
 from agent.remediation.shim_probe import STATUS_NAMES, ShimProbe
@@ -121,7 +121,7 @@ class ShimCheck:
             raise _unreadable(error) from None
         for shim in seen.shims:
             if any(_is_of(bundle, target) for bundle in shim.bundles):
-                _require_same(shim, target, process)
+                _require_same(shim, target, process, self._procfs.ptrace_denied())
                 _require_not_creating(shim, seen)
                 return shim
         if any(_is_of(bundle, target) for bundle in seen.unaddressed):
@@ -209,10 +209,11 @@ def _all_stopped(answer: ShimAnswer, shim: Shim) -> str:
     return f"all its {len(shim.bundles)} container(s) have exited, by its own word just now"
 
 
-def _require_same(shim: Shim, target: Target, process: Process) -> None:
+def _require_same(shim: Shim, target: Target, process: Process, denied: DeploymentFault | None) -> None:
     short = target.container_id[:12]
     if shim.process is None:
-        why = f"cannot tell whether process {process.pid} is the shim of container {short}: CAP_SYS_PTRACE helps"
+        because = str(denied) if denied else "neither its bundle nor its working directory names the shim's process"
+        why = f"cannot tell whether process {process.pid} is the shim of container {short}: {because}"
         raise refused(RefusalReason.CANNOT_SEE, why)
     if shim.process.id != process.id or target.address not in {"", shim.address}:
         why = f"container {short} is served by shim {shim.process.pid} at {shim.address} by now"

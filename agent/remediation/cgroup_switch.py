@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent.host.rights import Rights
 from agent.remediation.remedy import ActError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,7 +63,7 @@ def why_not(error: OSError) -> str:
     if error.errno == errno.EROFS:
         return "/sys is mounted read-only here; mount /sys/fs/cgroup writable, as the overlay for remediation does"
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return f"{error.strerror}: the agent must be root to write to cgroups"
+        return str(Rights().write("the cgroup's file"))
     if error.errno in {errno.ENOENT, errno.ENODEV}:
         return "the cgroup is gone"
     return str(error.strerror)

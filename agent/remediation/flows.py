@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from agent.clock import Clock
 from agent.host.ctnetlink import FlowEntry, Netlink, ctnetlink, flow_entry, run_limited
+from agent.host.rights import Rights
 from agent.remediation.remedy import ActError
 
 ANSWER_SECONDS = 10.0
@@ -70,12 +71,17 @@ class NetlinkFlowTable:
     """The kernel's table, by ctnetlink; needs CAP_NET_ADMIN."""
 
     def __init__(
-        self, clock: Clock, answer_seconds: float = ANSWER_SECONDS, delete_seconds: float = DELETE_SECONDS
+        self,
+        clock: Clock,
+        answer_seconds: float = ANSWER_SECONDS,
+        delete_seconds: float = DELETE_SECONDS,
+        rights: Rights | None = None,
     ) -> None:
         self._clock = clock
         self._netlink = Netlink(answer_seconds)
         self._answer_seconds = answer_seconds
         self._delete_seconds = delete_seconds
+        self._rights = rights or Rights()
 
     def look(self, server: str, limit: int) -> Look:
         """Read both families, or the server's. Raises OSError, TimeoutError, ValueError."""
@@ -97,8 +103,9 @@ class NetlinkFlowTable:
             run_limited(lambda: deletion.run(flows), self._delete_seconds + _SPARE_SECONDS)
         except OSError as error:
             done = len(deletion.deleted)
-            why = "CAP_NET_ADMIN is missing" if error.errno in {errno.EPERM, errno.EACCES} else error.strerror
-            raise ActError(f"{done} of {len(flows)} flows were deleted, then it failed: {why or error}") from None
+            denied = error.errno in {errno.EPERM, errno.EACCES}
+            why = str(self._rights.netlink()) if denied else error.strerror or str(error)
+            raise ActError(f"{done} of {len(flows)} flows were deleted, then it failed: {why}") from None
         return Deletion(deletion.deleted, deletion.left)
 
 

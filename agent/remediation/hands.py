@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from agent.acts import RefusalReason, refused
 from agent.host.procfs import Process, Procfs
+from agent.host.rights import Rights
 from agent.model import ProcessId
 from agent.remediation.remedy import ActError
 
@@ -23,9 +24,11 @@ OWN_PIDS = frozenset({1, os.getpid()})
 class Grip:
     """One process, held for as long as it takes."""
 
-    def __init__(self, process: ProcessId, pidfd: int) -> None:
+    def __init__(self, process: ProcessId, pidfd: int, uid: int | None = None, rights: Rights | None = None) -> None:
         self.process = process
         self._pidfd = pidfd
+        self._uid = uid
+        self._rights = rights or Rights()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens if the process has ended. Raises ActError if that is not permitted."""
@@ -34,9 +37,9 @@ class Grip:
         except ProcessLookupError:
             return
         except PermissionError:
-            raise ActError(
-                f"{number.name} may not be sent to process {self.process.pid}: CAP_KILL is missing"
-            ) from None
+            what = f"process {self.process.pid} runs as uid {self._uid}"
+            fault = self._rights.signal(what, self._uid)
+            raise ActError(f"{number.name} may not be sent to process {self.process.pid}: {fault}") from None
 
     def ended(self, within_seconds: float) -> bool:
         """Wait until the process has ended (it may still be a zombie), for so long at most."""
@@ -59,7 +62,7 @@ def held(process: ProcessId, procfs: Procfs) -> Iterator[Grip]:
         raise refused(RefusalReason.CANNOT_SEE, why) from None
     try:
         same_process(process, procfs)
-        yield Grip(process, pidfd)
+        yield Grip(process, pidfd, procfs.uid(process.pid))
     finally:
         os.close(pidfd)
 

@@ -26,9 +26,11 @@ from agent.host.ctnetlink import EVENTS
 from agent.host.inventory import SHIM_COMM
 from agent.host.namespaces import INITIAL_PID_NAMESPACE
 from agent.host.pb.cri_pb2 import VersionResponse
+from agent.host.rights import Capability
 from agent.model import PodRef
 from agent.settings import Loaded, Settings
 from tests.unit.builders import FakeProc, ManualClock, ShimServer, StateDir, container_id
+from tests.unit.doubles import rights_without
 
 HOST = Path(__file__).with_name("host")
 BETWEEN_LOOKS_SECONDS = 9.0
@@ -158,7 +160,9 @@ class Node:
 
     def scrape(self, monkeypatch: pytest.MonkeyPatch, netlink: NetlinkReader) -> str:
         """Look twice with every detector, once more where that left a doubt, and return what Prometheus then gets."""
-        monkeypatch.setattr(app, "Conntrack", lambda proc: Conntrack(proc, netlink))
+        rights = rights_without(Capability.NET_ADMIN)  # whatever those who run the tests may do
+        monkeypatch.setattr(app, "Conntrack", lambda proc, **_: Conntrack(proc, netlink, rights))
+        self._show_cgroups()
         agent = app.build(self.settings(), self.clock)
         metrics = Metrics(agent.board, self.clock, agent.detectors, "1.2.3")
         for runner in agent.runners:
@@ -189,6 +193,12 @@ class Node:
             dns=replace(made.dns, servers=(f"127.0.0.1:{self._answer_dns()}",)),
         )
         return Loaded(settings, frozenset({"containerd.address", "containerd.state_dir", "kubelet.healthz_url"}))
+
+    def _show_cgroups(self) -> None:
+        """Make the cgroup of every process, as the kernel does."""
+        for file in (self.root / "proc").glob("*/cgroup"):
+            for line in file.read_text().splitlines():
+                (self.root / "sys/fs/cgroup" / line.rpartition(":")[2].lstrip("/")).mkdir(parents=True, exist_ok=True)
 
     def _start(self, comm: str, **how: Any) -> int:
         self.pids += 1

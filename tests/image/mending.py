@@ -118,9 +118,9 @@ ACTS = (
         },
     ),
     Act(Action.THAW_CGROUP, _frozen, {"/sys/fs/cgroup": _CGROUP}),
-    Act(Action.SIGNAL_PARENT, _forgetful, {"KILL": "CAP_KILL is missing"}),
-    Act(Action.KILL_PARENT, _negligent, {"KILL": "CAP_KILL is missing"}),
-    Act(Action.DELETE_CONNTRACK_FLOWS, _waiting_flows, {"NET_ADMIN": "CAP_NET_ADMIN is missing"}),
+    Act(Action.SIGNAL_PARENT, _forgetful, {"KILL": "the agent needs CAP_KILL"}),
+    Act(Action.KILL_PARENT, _negligent, {"KILL": "the agent needs CAP_KILL"}),
+    Act(Action.DELETE_CONNTRACK_FLOWS, _waiting_flows, {"NET_ADMIN": "the agent needs CAP_NET_ADMIN"}),
     Act(Action.RESTART_KUBELET, _kubelet_hangs, {"SYS_PTRACE": _PTRACE}, {"/run/dbus": _BUS}),
     Act(Action.RESTART_CONTAINERD, _containerd_hangs, {"SYS_PTRACE": _PTRACE}, {"/run/dbus": _BUS}),
 )  # fmt: skip

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.model import Action, DetectorState, NodeReport, Status
+from agent.exporters import report_text
+from agent.model import Action, DeploymentCause, DetectorState, NodeReport, Status
 from tests.image.conftest import ROOT
 from tests.image.deployed import NAMED_SECONDS, Deployed, ImageNode, memory_to_spare, read
 from tests.image.faults import APART, TOGETHER, Fault, all_together
@@ -35,10 +36,9 @@ class Said(NamedTuple):
 
 
 MISSING = {
-    "NET_ADMIN": (Said("ConntrackDNSRace", "CAP_NET_ADMIN is missing"),),
+    "NET_ADMIN": (Said("ConntrackDNSRace", "the agent needs CAP_NET_ADMIN"),),
     "DAC_READ_SEARCH": (
-        Said("ContainerdShimHung", "its socket may not be used from here: Permission denied"),
-        Said("ContainerdShimLeaked", "shims could not be asked about their containers"),
+        Said("ContainerdShimHung", "the agent needs CAP_DAC_READ_SEARCH, because /run/containerd/s has mode 0600"),
     ),
     "SYS_PTRACE": (Said("ContainerdShimLeaked", "the agent needs CAP_SYS_PTRACE"),),
     "/run/containerd": (
@@ -190,6 +190,24 @@ def test_it_holds_no_mount_of_a_container_that_has_ended(tour: Tour) -> None:
 def test_without_it_a_watch_says_what_it_can_no_longer_see(tour: Tour, name: str) -> None:
     assert name in MISSING, f"nothing shows that {name} is needed: take it out of the manifest"
     assert not unsaid(name, tour.reports[name]), [f"{c.type}: {c.message}" for c in tour.reports[name].conditions]
+
+
+@pytest.mark.parametrize("name", taken_away())
+def test_without_it_the_report_begins_with_it(tour: Tour, name: str) -> None:
+    (fault,) = tour.reports[name].deployment
+    kind = DeploymentCause.MOUNT if name.startswith("/") else DeploymentCause.CAPABILITY
+    assert (fault.cause, fault.subject.removeprefix("CAP_")) == (kind, name)
+    concerned = {each.condition for each in MISSING[name]}
+    assert concerned <= {*fault.hides, *fault.impairs}
+    reasons = {each.type: each.reason for each in tour.reports[name].conditions if each.status is Status.UNKNOWN}
+    assert {reasons[kind] for kind in fault.hides} <= {fault.cause.reason}
+    text = report_text.plain(tour.reports[name])
+    assert text.index(fault.subject) < min(text.index(each) for each in concerned)
+
+
+def test_with_all_of_it_the_deployment_has_no_fault(tour: Tour) -> None:
+    assert tour.healthy is not None
+    assert tour.healthy.deployment == ()
 
 
 @pytest.mark.parametrize("name", taken_away())

@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_has_the_mode_that_its_shims_gave_it() -> None:
     with Containerd() as containerd, running_container(containerd) as container:
         assert container.shim_socket.parent == shim_sockets.SHIM_SOCKETS
-        assert stat.S_IMODE(shim_sockets.SHIM_SOCKETS.stat().st_mode) & 0o177 == 0
+        assert stat.S_IMODE(shim_sockets.SHIM_SOCKETS.stat().st_mode) & 0o077 == 0
 
 
 def test_the_last_lab_takes_away_what_a_shim_has_made_for_any_of_them(folder: Path) -> None:

@@ -10,18 +10,20 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from tests.e2e.conftest import settings_for
 from tests.lab import zombies
 from tests.lab.containerd import Containerd
-from tests.lab.containers import run_pod
+from tests.lab.containers import run_pod, running_container
 from tests.lab.dns_servers import DnsServer
 from tests.lab.kubelet_standin import KubeletStandin
 from tests.lab.netns import Node
 from tests.lab.pods import Pod
 from tests.lab.shim_faults import stopped_shim
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
 HEALTHY, SICK, UNDETERMINED = 0, 1, 2
 
 pytestmark = pytest.mark.lab
@@ -96,6 +98,36 @@ def test_a_machine_without_kubernetes_is_told_to_be_one(quiet_config: Path) -> N
     states = {item["name"]: item["state"] for item in parsed["detectors"]}
     assert states["containerd_shim"] == states["container_runtime"] == states["kubelet_healthz"] == "not_applicable"
     assert states["defunct_processes"] == states["conntrack_dns"] == "ok"
+
+
+MANIFEST = yaml.safe_load_all((ROOT / "deploy" / "daemonset.yaml").read_text())
+(CONTAINER,) = next(each for each in MANIFEST if each["kind"] == "DaemonSet")["spec"]["template"]["spec"]["containers"]
+CAPABILITIES = frozenset(name.lower() for name in CONTAINER["securityContext"]["capabilities"]["add"])
+
+
+def with_capabilities(*names: str) -> tuple[str, ...]:
+    """Return what runs a command as root with these capabilities alone."""
+    return ("setpriv", "--bounding-set=" + ",".join(["-all", *(f"+{name}" for name in names)]))
+
+
+def test_the_manifest_s_capabilities_show_a_real_shim_and_none_of_them_is_superfluous_for_it(tmp_path: Path) -> None:
+    """The folder of the shims' sockets has the mode that containerd gives it."""
+    with Containerd() as containerd, KubeletStandin() as kubelet, DnsServer() as dns, running_container(containerd):
+        config = tmp_path / "nodediag.yaml"
+        config.write_text(json.dumps(settings_for(containerd, kubelet, dns)))
+        shims = ("--detector", "containerd_shim")
+        code, parsed = report(*shims, config=config, wrapper=with_capabilities(*CAPABILITIES))
+        assert (code, parsed["deploymentFaults"]) == (HEALTHY, [])
+        lacking = with_capabilities(*(CAPABILITIES - {"dac_read_search"}))
+        code, parsed = report(*shims, config=config, wrapper=lacking)
+        text = check(*shims, config=config, wrapper=lacking).stdout.splitlines()
+    (fault,) = parsed["deploymentFaults"]
+    assert code == UNDETERMINED
+    assert (fault["cause"], fault["subject"]) == ("capability", "CAP_DAC_READ_SEARCH")
+    assert "because /run/containerd/s has mode 0600" in fault["message"]
+    assert set(fault["hides"]) == {"ContainerdShimHung", "ContainerdShimLeaked"}
+    assert {condition(parsed, kind)["reason"] for kind in fault["hides"]} == {"AgentLacksPermission"}
+    assert text[1].startswith("The agent's own deployment has 1 fault")
 
 
 def test_without_cap_net_admin_it_says_what_it_cannot_see(quiet_config: Path) -> None:

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from agent.model import Action, CheckResult, Finding, Metric, Target, TargetKind
+from agent.host.rights import Capability, Held, Rights
+from agent.model import Action, CheckResult, DeploymentCause, DeploymentFault, Finding, Metric, Target, TargetKind
 from agent.pipeline.board import Board
 from agent.pipeline.runner import Runner
 from agent.schema import DetectorSettings
@@ -110,3 +111,28 @@ def sick(**how: Any) -> CheckResult:
 
 def runner_of(detector: Script, board: Board, clock: Any, **settings: Any) -> Runner:
     return Runner(detector, DetectorSettings(**settings), board, clock)
+
+
+ALL_CAPABILITIES = (1 << 41) - 1
+
+
+class HeldRights(Rights):
+    """Rights that are as told: of root with these capabilities, or all but some, and this confinement."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__()
+        self.now = held
+
+    def held(self) -> Held:
+        return self.now
+
+
+def rights_without(*missing: Capability, uid: int = 0, apparmor: str = "", selinux: str = "") -> HeldRights:
+    """Return the rights of somebody who holds every capability but these."""
+    lacking = sum(1 << capability for capability in missing)
+    return HeldRights(Held(uid, frozenset(), ALL_CAPABILITIES & ~lacking, apparmor, selinux))
+
+
+def denied_fault(text: str = "denied") -> DeploymentFault:
+    """Return a fault of the deployment, with this message."""
+    return DeploymentFault(DeploymentCause.NAMESPACE, "hostPID", text, "set hostPID: true")

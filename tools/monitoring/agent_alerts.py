@@ -12,6 +12,8 @@ from tools.monitoring.scraping import EXPECTED_SERIES, SAMPLE_LIMIT
 CRITICAL, WARNING = Severity
 RUNBOOK = "agent-alerts.md"
 WITHOUT_EFFECT = 'nodediag_remediations_total{outcome=~"failed|ineffective|interrupted"}'
+HIDDEN = 'nodediag_deployment_fault{effect="hides"} == 1'
+"""What is Unknown because of the agent's own deployment, for which there is an alert."""
 WIDESPREAD_SHARE = 0.05
 WIDESPREAD_NODES = 3
 WIDESPREAD_HELD = {CRITICAL: "2m", WARNING: "5m"}
@@ -101,14 +103,26 @@ def _looks() -> tuple[Alert, ...]:
             "in the kernel. Its conditions are Unknown until the look returns.",
         ),
         _alert(
+            "NodediagDeploymentFault",
+            "count without (detector, type, effect) (nodediag_deployment_fault == 1)",
+            "5m",
+            "What the agent is not given does not come by itself; an update of the agent on this node takes less.",
+            WARNING,
+            "{{ $labels.node }}: the nodediag agent is deployed without what it needs "
+            "({{ $labels.cause }}: {{ $labels.subject }})",
+            "The node is not at fault. {{ $value }} conditions are Unknown, or less is known about them. "
+            "`nodediag report` begins with what is missing or in the way, and with what to change.",
+        ),
+        _alert(
             "NodediagDetectorFailing",
-            "nodediag_detector_success == 0 unless on (instance, detector) nodediag_detector_overdue == 1",
+            "nodediag_detector_success == 0 unless on (instance, detector) "
+            f"(nodediag_detector_overdue == 1 or {HIDDEN})",
             "10m",
             "Long enough for what it reads to be restarted.",
             WARNING,
             "{{ $labels.node }}: {{ $labels.detector }} fails",
-            "It cannot see what it should: a capability or a mount is missing, or what it reads gives answers it does "
-            "not understand. Its conditions are Unknown; their message says why.",
+            "It cannot see what it should: what it reads is broken, or gives answers it does not understand. Its "
+            "conditions are Unknown; their message says why.",
         ),
         _alert(
             "NodediagDetectorNotRunning",
@@ -123,10 +137,10 @@ def _looks() -> tuple[Alert, ...]:
         ),
         _alert(
             "NodediagConditionUnknown",
-            'nodediag_condition{status="Unknown"} == 1',
+            f'nodediag_condition{{status="Unknown"}} == 1 unless on (instance, type) {HIDDEN}',
             "30m",
             "Unknown after a start, or while a look is thrown away, passes within a minute; what it watches may be "
-            "down for some more.",
+            "down for some more. What a fault of the agent's own deployment hides has an alert of its own.",
             WARNING,
             "{{ $labels.node }}: nothing can be said about {{ $labels.type }}",
             "This node is not watched for it, and nobody else may tell. The condition's message says what the agent "

@@ -38,6 +38,17 @@ class TargetKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TARGET_KIND_CONNTRACK: _ClassVar[TargetKind]
     TARGET_KIND_DNS_SERVER: _ClassVar[TargetKind]
     TARGET_KIND_NODE: _ClassVar[TargetKind]
+
+class DeploymentCause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEPLOYMENT_CAUSE_UNSPECIFIED: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_CAPABILITY: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_USER: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_APPARMOR: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_SELINUX: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_NAMESPACE: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_MOUNT: _ClassVar[DeploymentCause]
+    DEPLOYMENT_CAUSE_PERMISSION: _ClassVar[DeploymentCause]
 CONDITION_STATUS_UNSPECIFIED: ConditionStatus
 CONDITION_STATUS_TRUE: ConditionStatus
 CONDITION_STATUS_FALSE: ConditionStatus
@@ -57,6 +68,14 @@ TARGET_KIND_CONTAINERD: TargetKind
 TARGET_KIND_CONNTRACK: TargetKind
 TARGET_KIND_DNS_SERVER: TargetKind
 TARGET_KIND_NODE: TargetKind
+DEPLOYMENT_CAUSE_UNSPECIFIED: DeploymentCause
+DEPLOYMENT_CAUSE_CAPABILITY: DeploymentCause
+DEPLOYMENT_CAUSE_USER: DeploymentCause
+DEPLOYMENT_CAUSE_APPARMOR: DeploymentCause
+DEPLOYMENT_CAUSE_SELINUX: DeploymentCause
+DEPLOYMENT_CAUSE_NAMESPACE: DeploymentCause
+DEPLOYMENT_CAUSE_MOUNT: DeploymentCause
+DEPLOYMENT_CAUSE_PERMISSION: DeploymentCause
 
 class Target(_message.Message):
     __slots__ = ("kind", "pid", "start_time", "boot_id", "container_id", "containerd_namespace", "cgroup", "address")
@@ -178,13 +197,31 @@ class Detector(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[DetectorState, str]] = ..., message: _Optional[str] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., last_run_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., discarded_looks: _Optional[int] = ...) -> None: ...
 
 class NodeReport(_message.Message):
-    __slots__ = ("node_name", "observed_at", "conditions", "detectors")
+    __slots__ = ("node_name", "observed_at", "conditions", "detectors", "deployment_faults")
     NODE_NAME_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_AT_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     DETECTORS_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FAULTS_FIELD_NUMBER: _ClassVar[int]
     node_name: str
     observed_at: _timestamp_pb2.Timestamp
     conditions: _containers.RepeatedCompositeFieldContainer[Condition]
     detectors: _containers.RepeatedCompositeFieldContainer[Detector]
-    def __init__(self, node_name: _Optional[str] = ..., observed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., detectors: _Optional[_Iterable[_Union[Detector, _Mapping]]] = ...) -> None: ...
+    deployment_faults: _containers.RepeatedCompositeFieldContainer[DeploymentFault]
+    def __init__(self, node_name: _Optional[str] = ..., observed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., detectors: _Optional[_Iterable[_Union[Detector, _Mapping]]] = ..., deployment_faults: _Optional[_Iterable[_Union[DeploymentFault, _Mapping]]] = ...) -> None: ...
+
+class DeploymentFault(_message.Message):
+    __slots__ = ("cause", "subject", "message", "remedy", "hides", "impairs")
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    HIDES_FIELD_NUMBER: _ClassVar[int]
+    IMPAIRS_FIELD_NUMBER: _ClassVar[int]
+    cause: DeploymentCause
+    subject: str
+    message: str
+    remedy: str
+    hides: _containers.RepeatedScalarFieldContainer[str]
+    impairs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cause: _Optional[_Union[DeploymentCause, str]] = ..., subject: _Optional[str] = ..., message: _Optional[str] = ..., remedy: _Optional[str] = ..., hides: _Optional[_Iterable[str]] = ..., impairs: _Optional[_Iterable[str]] = ...) -> None: ...

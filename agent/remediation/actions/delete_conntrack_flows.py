@@ -20,6 +20,7 @@ from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.conntrack import Conntrack, ConntrackSample, NotTrackedError
 from agent.host.ctnetlink import FlowEntry
+from agent.host.rights import Rights
 from agent.model import Action, CannotSeeError, Finding, Target, TargetKind
 from agent.remediation.flows import Deletion, FlowTable, Look, survivors, undisturbed
 from agent.remediation.remedy import Case, Verification
@@ -226,7 +227,7 @@ def _by_cpu(sample: ConntrackSample) -> dict[str, dict[str, int]]:
 
 def _why(error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return "not permitted, CAP_NET_ADMIN is missing"
+        return str(Rights().netlink())
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 

@@ -219,7 +219,8 @@ class RestartContainerd:
             why = f"the shim of container {short} lives: process {shim.process.pid}"
             raise refused(RefusalReason.NOT_CONFIRMED, why)
         if inventory.unseen_shims:
-            why = f"the working directory of shim {inventory.unseen_shims[0].pid} may not be read (CAP_SYS_PTRACE)"
+            denied = self._procfs.ptrace_denied() or "access was denied"
+            why = f"the working directory of shim {inventory.unseen_shims[0].pid} may not be read ({denied})"
             raise refused(RefusalReason.CANNOT_SEE, f"{why}, so it may be the one of container {short}")
         answer = self._shims.ask([shim.query], SHIM_SECONDS)[shim.address]
         self._shims.ask([], 0)

@@ -4,6 +4,9 @@ from tests.delivery.monitoring.fleet_cases import MINUTE, condition
 from tests.delivery.monitoring.promtool import Case, labelled, rising, scraped_from, values
 
 DETECTOR = {"detector": "conntrack_dns"}
+MISSING = {"cause": "capability", "subject": "CAP_NET_ADMIN"}
+HIDDEN = {**MISSING, "type": "DNSUnavailable", "effect": "hides"}
+IMPAIRED = {**MISSING, "type": "ConntrackDNSRace", "effect": "impairs"}
 HOUR = 60 * MINUTE
 """In scrapes."""
 
@@ -124,6 +127,28 @@ LOOK_CASES = (
         runbook="agent-alerts.md#nodediagdetectoroverdue",
     ),
     Case(
+        name="deployed without a capability",
+        alert="NodediagDeploymentFault",
+        series={
+            labelled("nodediag_deployment_fault", "blip", **HIDDEN, **DETECTOR): values(
+                ("_", 20), ("1", 10), ("stale", 1), ("_", 29)
+            ),
+            labelled("nodediag_deployment_fault", "sick", **HIDDEN, **DETECTOR): values(
+                ("_", 20), ("1", 14), ("stale", 1), ("_", 25)
+            ),
+            labelled("nodediag_deployment_fault", "sick", **IMPAIRED, **DETECTOR): values(
+                ("_", 20), ("1", 14), ("stale", 1), ("_", 25)
+            ),
+        },
+        quiet_at=(14 * 60 + 30, 17 * 60 + 30),
+        fires_at=15 * 60,
+        labels={**scraped_from("sick"), **MISSING, "severity": "warning"},
+        summary="sick: the nodediag agent is deployed without what it needs (capability: CAP_NET_ADMIN)",
+        description="The node is not at fault. 2 conditions are Unknown, or less is known about them. "
+        "`nodediag report` begins with what is missing or in the way, and with what to change.",
+        runbook="agent-alerts.md#nodediagdeploymentfault",
+    ),
+    Case(
         name="failing, which an overdue look is not",
         alert="NodediagDetectorFailing",
         series={
@@ -133,13 +158,15 @@ LOOK_CASES = (
             labelled("nodediag_detector_overdue", "sick", **DETECTOR): values(("0", 80)),
             labelled("nodediag_detector_success", "overdue", **DETECTOR): values(("0", 80)),
             labelled("nodediag_detector_overdue", "overdue", **DETECTOR): values(("1", 80)),
+            labelled("nodediag_detector_success", "misdeployed", **DETECTOR): values(("0", 80)),
+            labelled("nodediag_deployment_fault", "misdeployed", **HIDDEN, **DETECTOR): values(("1", 80)),
         },
         quiet_at=(19 * 60 + 30, 22 * 60),
         fires_at=20 * 60,
         labels={**scraped_from("sick"), **DETECTOR, "severity": "warning"},
         summary="sick: conntrack_dns fails",
-        description="It cannot see what it should: a capability or a mount is missing, or what it reads gives answers "
-        "it does not understand. Its conditions are Unknown; their message says why.",
+        description="It cannot see what it should: what it reads is broken, or gives answers it does not understand. "
+        "Its conditions are Unknown; their message says why.",
         runbook="agent-alerts.md#nodediagdetectorfailing",
     ),
     Case(
@@ -171,6 +198,9 @@ LOOK_CASES = (
                 condition("blip", "Unknown", ("1", 60), ("0", 40)),
                 condition("sick", "Unknown", ("1", 64), ("0", 36)),
                 condition("sick", "True", ("0", 100)),
+                condition("misdeployed", "Unknown", ("1", 100)),
+                (labelled("nodediag_deployment_fault", "misdeployed", **HIDDEN, **DETECTOR), values(("1", 100))),
+                (labelled("nodediag_deployment_fault", "sick", **IMPAIRED, **DETECTOR), values(("1", 100))),
             ]
         ),
         quiet_at=(29 * 60 + 30, 32 * 60),

@@ -8,6 +8,8 @@ from agent.model import (
     ActiveFinding,
     Changed,
     Condition,
+    DeploymentCause,
+    DeploymentFault,
     DetectorState,
     DetectorStatus,
     Event,
@@ -96,12 +98,22 @@ DETECTORS = st.builds(
     last_run_time=st.none() | MOMENTS,
     discarded=st.integers(0, 2**40),
 )
+FAULTS = st.builds(
+    DeploymentFault,
+    cause=st.sampled_from(DeploymentCause),
+    subject=TEXTS,
+    message=TEXTS,
+    remedy=TEXTS,
+    hides=st.lists(TEXTS, max_size=2).map(tuple),
+    impairs=st.lists(TEXTS, max_size=2).map(tuple),
+)
 REPORTS = st.builds(
     NodeReport,
     node_name=TEXTS,
     observed_at=MOMENTS,
     conditions=st.lists(CONDITIONS, max_size=2).map(tuple),
     detectors=st.lists(DETECTORS, max_size=2).map(tuple),
+    deployment=st.lists(FAULTS, max_size=2).map(tuple),
 )
 EVENTS: st.SearchStrategy[Event] = (
     st.builds(Snapshot, st.lists(CONDITIONS, max_size=2).map(tuple))

@@ -11,12 +11,12 @@ from agent.api import convert, revert
 from agent.api.pb import diagnostics_service_pb2 as service_pb
 from agent.api.pb import node_report_pb2 as pb
 from agent.exporters import report_json, report_text
-from agent.model import Action, DetectorState, Event, Gap, NodeReport, Status, TargetKind, Value
+from agent.model import Action, DeploymentCause, DetectorState, Event, Gap, NodeReport, Status, TargetKind, Value
 from tests.unit.api.strategies import EVENTS, REPORTS
 from tests.unit.doubles import finding
-from tests.unit.exporters.conftest import HOSTILE, hostile_report, lazy_parent, report
+from tests.unit.exporters.conftest import HOSTILE, hostile_report, lazy_parent, misdeployed_report, report
 
-__all__ = ["hostile_report", "report"]
+__all__ = ["hostile_report", "misdeployed_report", "report"]
 
 
 def there_and_back(seen: NodeReport) -> NodeReport:
@@ -48,13 +48,16 @@ def test_every_word_has_a_number_of_its_own_and_none_is_unspecified() -> None:
         (Status, convert.STATUSES),
         (DetectorState, convert.STATES),
         (TargetKind, convert.KINDS),
+        (DeploymentCause, convert.CAUSES),
     ):
         assert set(numbers) == set(words)
         assert len(set(numbers.values())) == len(words)
         assert 0 not in numbers.values()
 
 
-def test_a_report_prints_the_same_before_and_after(report: NodeReport) -> None:
+@pytest.mark.parametrize("name", ["report", "misdeployed_report"])
+def test_a_report_prints_the_same_before_and_after(name: str, request: pytest.FixtureRequest) -> None:
+    report: NodeReport = request.getfixturevalue(name)
     read = there_and_back(report)
     assert report_text.plain(read) == report_text.plain(report)
     assert report_json.dumps(read) == report_json.dumps(report)

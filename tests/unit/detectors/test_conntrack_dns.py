@@ -28,6 +28,7 @@ from agent.model import (
 )
 from agent.pipeline.runner import JITTER
 from agent.schema import rule_of
+from tests.unit.doubles import denied_fault
 
 SERVER = DnsServer("10.96.0.10")
 SERVERS = DnsServers((SERVER,), "the settings")
@@ -141,7 +142,12 @@ class Bench:
         self.asked_owners: list[frozenset[str]] = []
         self.settings = ConntrackDnsSettings()
         self.detector = ConntrackDnsDetector(
-            self.settings, conntrack, self.dns, self.owners, self.clock, lambda: elsewhere
+            self.settings,
+            conntrack,
+            self.dns,
+            self.owners,
+            self.clock,
+            lambda: denied_fault(elsewhere) if elsewhere else None,
         )
 
     def owners(self, sources: frozenset[str]) -> Mapping[str, PodRef]:
@@ -478,7 +484,18 @@ class TestBlindness:
             FakeConntrack(sample(ZERO, entries=1000)), FakeDns(RACED), elsewhere="not the node's network"
         ).look()
         assert result.findings == ()
-        assert result.unknown == dict.fromkeys((RACE, PRESSURE, UNAVAILABLE), "not the node's network")
+        every = (RACE, PRESSURE, UNAVAILABLE)
+        fault = denied_fault("not the node's network")
+        assert result.unknown == dict.fromkeys(every, str(fault))
+        assert result.deployment == (replace(fault, hides=every),)
+
+    @pytest.mark.parametrize(("cpus", "hides", "impairs"), [((), (RACE, PRESSURE), ()), ((ZERO,), (), (RACE,))])
+    def test_what_a_missing_capability_hides_depends_on_whether_counters_are_seen_otherwise(
+        self, cpus: tuple[Mapping[str, int], ...], hides: tuple[str, ...], impairs: tuple[str, ...]
+    ) -> None:
+        fault = denied_fault()
+        result = Bench(FakeConntrack(sample(*cpus, blind="netlink: denied", fault=fault)), FakeDns(WELL)).look()
+        assert result.deployment == (replace(fault, hides=hides, impairs=impairs),)
 
     def test_conntrack_unreadable_leaves_dns_judged(self) -> None:
         bench = Bench(FakeConntrack(CannotSeeError("no CAP_NET_ADMIN")), FakeDns(SILENT))

@@ -1,5 +1,6 @@
 """What container_runtime decides from plain values, and that it looks at the right things."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -19,11 +20,13 @@ from agent.detectors.container_runtime import (
 from agent.host.bundles import TASKS
 from agent.host.containerd import RuntimeAnswer
 from agent.host.exchange import Attempt, Ending, Phase
+from agent.host.rights import Capability
 from agent.host.service import Halt, Lifetime
 from agent.model import (
     Action,
     CannotSeeError,
     CheckResult,
+    DeploymentCause,
     Finding,
     NotApplicableError,
     ProcessId,
@@ -31,6 +34,7 @@ from agent.model import (
     TargetKind,
 )
 from agent.schema import rule_of
+from tests.unit.doubles import rights_without
 
 ADDRESS = "/run/containerd/containerd.sock"
 CONTAINERD = ProcessId(701, 3000)
@@ -271,14 +275,32 @@ def test_a_dead_socket_is_refused_and_a_silent_one_times_out(tmp_path: Path) -> 
 def test_no_permission_is_said_and_not_blamed_on_containerd(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 120)  # our own error as well, and one that root makes too
     path.touch()
-    with pytest.raises(CannotSeeError, match="cannot be asked: AF_UNIX path too long"):
+    with pytest.raises(CannotSeeError, match="cannot be queried: AF_UNIX path too long"):
         detector(str(path)).probe()
 
 
 def test_a_folder_that_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path) -> bool:
+    def denied(path: Path) -> os.stat_result:
         raise PermissionError(13, os.strerror(13), str(path))
 
-    monkeypatch.setattr(Path, "exists", denied)
-    with pytest.raises(CannotSeeError, match=r"c\.sock cannot be looked into: Permission denied"):
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(CannotSeeError, match=r"c\.sock cannot be read: Permission denied") as seen:
         detector(str(tmp_path / "c.sock")).probe()
+    assert seen.value.fault is not None
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_socket_that_may_not_be_connected_to_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "c.sock"
+    path.touch(mode=0o600)
+
+    def denied(*_: object) -> int:
+        return number
+
+    monkeypatch.setattr(socket.socket, "connect_ex", denied)
+    with pytest.raises(CannotSeeError, match="the agent runs as uid 1000") as seen:
+        detector(str(path), denied=rights_without(Capability.DAC_OVERRIDE, uid=1000).path).probe()
+    assert seen.value.fault is not None
+    assert (seen.value.fault.cause, seen.value.fault.subject) == (DeploymentCause.USER, f"uid {path.stat().st_uid}")

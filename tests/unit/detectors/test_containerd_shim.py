@@ -22,8 +22,9 @@ from agent.host.cgroups import CgroupOwner, Cgroups
 from agent.host.inventory import SHIM_COMM, InventorySense, Shim, StrayContainer, StrayShim
 from agent.host.pods import Pods
 from agent.host.procfs import Process, Procfs
+from agent.host.rights import Capability
 from agent.host.shims import Outcome, ShimAnswer, ShimSense, TaskState
-from agent.model import Action, CannotSeeError, CheckResult, NotApplicableError, TargetKind
+from agent.model import Action, CannotSeeError, CheckResult, DeploymentFault, NotApplicableError, TargetKind
 from tests.unit.builders import (
     POD_UID,
     RUNNING,
@@ -43,6 +44,7 @@ from tests.unit.builders import (
     shim,
     waiting,
 )
+from tests.unit.doubles import denied_fault, rights_without
 
 HUNG_AFTER, CREATING, STUCK, LEAK = 5.0, 60.0, 7.0, 5.0
 JUST = 0.01
@@ -414,11 +416,31 @@ class TestUnknown:
         assert result.unknown == {}
 
     def test_shims_with_hidden_directories_leave_leaks_unknown(self, detector: ContainerdShimDetector) -> None:
-        result = detector.check(seen(item(), unseen=3))
+        denied = rights_without(Capability.SYS_PTRACE).process("/proc/400/cwd")
+        result = detector.check(replace(seen(item(), unseen=3), ptrace_denied=denied))
         assert result.unknown.keys() == {LEAKED}
-        assert "CAP_SYS_PTRACE" in result.unknown[LEAKED]
+        assert "needs CAP_SYS_PTRACE" in result.unknown[LEAKED]
+        assert result.deployment == (replace(denied, hides=(LEAKED,), impairs=(HUNG,)),)
         accused = detector.check(seen(item(shim(state=None), unreachable(), LEAK), unseen=3))
         assert accused.unknown == {}
+
+    def test_a_right_that_is_missing_is_reported_also_where_its_condition_is_true(
+        self, detector: ContainerdShimDetector
+    ) -> None:
+        fault = rights_without(Capability.DAC_READ_SEARCH).process("x")
+        denied = ShimAnswer("a", Outcome.NOT_PERMITTED, str(fault), fault)
+        blind = detector.check(seen(item(answer=denied)))
+        assert blind.unknown.keys() == {HUNG, LEAKED}
+        assert blind.deployment == (replace(fault, hides=(HUNG, LEAKED)),)
+        silent = detector.check(seen(item(answer=waiting(60)), item(answer=denied)))
+        assert only(silent).condition == HUNG
+        assert silent.deployment == (replace(fault, hides=(LEAKED,), impairs=(HUNG,)),)
+
+    def test_a_bundle_that_may_not_be_read_hides_its_shim(self, detector: ContainerdShimDetector) -> None:
+        fault = rights_without(Capability.DAC_READ_SEARCH).process("x")
+        unread = replace(bundle(problem=f"its bundle may not be read: {fault}"), fault=fault)
+        result = detector.check(seen(unaddressed=((unread, 0.0),)))
+        assert result.deployment == (replace(fault, hides=(HUNG,), impairs=(LEAKED,)),)
 
 
 class TestSamples:
@@ -469,7 +491,7 @@ class Node:
         self.proc, self.state = FakeProc(root / "proc"), StateDir(root / "run")
         self.clock = ShiftedClock()
         self.servers: list[ShimServer] = []
-        self.problem: str | None = None
+        self.problem: DeploymentFault | None = None
         self.proc.add(1, "systemd", ppid=0)
         procfs, bundles = Procfs(str(root / "proc")), Bundles(str(root / "run"), ("k8s.io",))
         self.detector = ContainerdShimDetector(
@@ -521,9 +543,10 @@ class TestProbe:
 
     def test_from_inside_a_container_nothing_is_decided(self, node: Node) -> None:
         node.container()
-        node.problem = "set hostPID"
-        with pytest.raises(CannotSeeError, match="set hostPID"):
+        node.problem = denied_fault("not the node's processes")
+        with pytest.raises(CannotSeeError, match="not the node's processes; set hostPID") as seen:
             node.look()
+        assert seen.value.fault is node.problem
 
     def test_a_stopped_shim_is_named_at_the_second_look_and_cleared_when_it_goes_on(self, node: Node) -> None:
         server = node.serve(answers=frozenset(), state="T")

@@ -33,6 +33,7 @@ from tests.unit.builders import (
     sample_values,
     stat_line,
 )
+from tests.unit.doubles import denied_fault
 
 ID = container_id(1)
 MAX_TOTAL, MAX_PER_PARENT, LASTING = 1000, 30, 4.0
@@ -459,7 +460,7 @@ class TestProbe:
         assert (node.detector._first_seen, node.detector._known) == ({}, {})
 
     def test_from_inside_a_container_nothing_is_decided(self, node: Node) -> None:
-        node.detector._pid_problem = lambda: "set hostPID"
+        node.detector._pid_problem = lambda: denied_fault("set hostPID")
         with pytest.raises(CannotSeeError, match="set hostPID"):
             node.look()
 

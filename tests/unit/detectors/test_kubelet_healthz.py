@@ -28,6 +28,7 @@ from agent.model import (
 )
 from agent.pipeline.conditions import Hysteresis, Thresholds, advance
 from agent.schema import rule_of
+from tests.unit.doubles import denied_fault
 
 URL = "http://127.0.0.1:10248/healthz"
 KUBELET = ProcessId(812, 4000)
@@ -445,7 +446,7 @@ def test_a_url_that_cannot_be_asked() -> None:
 
 def test_a_network_of_our_own_accuses_nobody() -> None:
     with pytest.raises(CannotSeeError, match="hostNetwork"):
-        detector(closed_url(), network_problem=lambda: "set hostNetwork: true").probe()
+        detector(closed_url(), network_problem=lambda: denied_fault("set hostNetwork: true")).probe()
 
 
 def test_probe_and_check_on_a_real_socket() -> None:

@@ -9,6 +9,8 @@ from agent.model import (
     Action,
     ActiveFinding,
     Condition,
+    DeploymentCause,
+    DeploymentFault,
     DetectorState,
     DetectorStatus,
     Finding,
@@ -132,6 +134,20 @@ def healthy_report(report: NodeReport) -> NodeReport:
 
 
 @pytest.fixture
+def misdeployed_report(report: NodeReport) -> NodeReport:
+    """The same from an agent that lacks a capability."""
+    fault = DeploymentFault(
+        DeploymentCause.CAPABILITY,
+        "CAP_DAC_READ_SEARCH",
+        "Permission denied: the agent needs CAP_DAC_READ_SEARCH, because /run/containerd/s has mode 0600",
+        "add DAC_READ_SEARCH to securityContext.capabilities.add of the agent's container",
+        hides=("ContainerdShimLeaked",),
+        impairs=("ContainerdShimHung",),
+    )
+    return replace(report, deployment=(fault,))
+
+
+@pytest.fixture
 def hostile_report(report: NodeReport) -> NodeReport:
     """Every text that a workload, a file or a server can choose is HOSTILE."""
     finding = replace(
@@ -150,7 +166,8 @@ def hostile_report(report: NodeReport) -> NodeReport:
         Condition("ConntrackDNSRace", Status.UNKNOWN, HOSTILE, HOSTILE, NOW),
     )
     detectors = tuple(DetectorStatus(f"{HOSTILE}{state}", state, f"{HOSTILE} {state}", 1.0) for state in DetectorState)
-    return NodeReport(HOSTILE, NOW, conditions, detectors)
+    fault = DeploymentFault(DeploymentCause.APPARMOR, HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), (HOSTILE,))
+    return NodeReport(HOSTILE, NOW, conditions, detectors, (fault,))
 
 
 @pytest.fixture

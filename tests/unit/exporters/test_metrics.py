@@ -20,6 +20,8 @@ from agent.exporters.metrics import OWN, Metrics
 from agent.exporters.samples import MAX_SERIES, Samples
 from agent.model import (
     Condition,
+    DeploymentCause,
+    DeploymentFault,
     DetectorState,
     DetectorStatus,
     Metric,
@@ -129,6 +131,19 @@ def test_a_condition_has_one_series_per_status(board: Board, metrics: Metrics, r
     told = scrape(metrics)
     assert told["nodediag_condition{status=Unknown,type=ContainerdShimHung}"] == 1
     assert not any(key.startswith("nodediag_findings") for key in told)
+
+
+def test_a_fault_of_the_deployment_has_a_series_per_condition_and_goes_with_it(board: Board, metrics: Metrics) -> None:
+    fault = DeploymentFault(DeploymentCause.MOUNT, "/x", "no mount", "mount it", ("NodeSick",), ("NodeDirty",))
+    board.publish(Entry(OK, deployment=(fault,)))
+    faults = {key: value for key, value in scrape(metrics).items() if key.startswith("nodediag_deployment_fault{")}
+    labels = "cause=mount,detector=containerd_shim,effect={},subject=/x,type={}"
+    assert faults == {
+        f"nodediag_deployment_fault{{{labels.format('hides', 'NodeSick')}}}": 1,
+        f"nodediag_deployment_fault{{{labels.format('impairs', 'NodeDirty')}}}": 1,
+    }
+    board.publish(Entry(OK))
+    assert not any(key.startswith("nodediag_deployment_fault{") for key in scrape(metrics))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ class Outline(HTMLParser):
             self.text.append(data)
 
 
+def test_a_fault_of_the_deployment_is_on_the_page_and_first(misdeployed_report: NodeReport) -> None:
+    text = " ".join(outline(misdeployed_report).text)
+    assert 0 < text.index("CAP_DAC_READ_SEARCH is missing") < text.index("ShimUnresponsive")
+    assert "has mode 0600" in text
+    assert "add DAC_READ_SEARCH to" in text
+
+
 def outline(report: NodeReport) -> Outline:
     parser = Outline()
     parser.feed(render(report))

@@ -43,7 +43,7 @@ def test_enumerations_are_those_of_the_model(where: str, field: str, words: type
     ) == {word.value for word in words}
 
 
-@pytest.mark.parametrize("name", ["report", "healthy_report"])
+@pytest.mark.parametrize("name", ["report", "healthy_report", "misdeployed_report"])
 def test_reports_follow_the_schema(name: str, request: pytest.FixtureRequest) -> None:
     report: NodeReport = request.getfixturevalue(name)
     VALIDATOR.validate(json.loads(dumps(report)))

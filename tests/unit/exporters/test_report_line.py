@@ -31,6 +31,13 @@ def test_a_condition_without_findings_is_told_by_its_own_message(report: NodeRep
     assert line(replace(report, conditions=(bare,))) == "ShimUnresponsive: a shim hangs\n"
 
 
+def test_a_fault_of_the_deployment_comes_before_what_it_hides(misdeployed_report: NodeReport) -> None:
+    quiet = tuple(c for c in misdeployed_report.conditions if c.status is not Status.TRUE)
+    text = line(replace(misdeployed_report, conditions=quiet))
+    assert text.startswith("the agent's deployment is at fault: Permission denied: the agent needs CAP_DAC_READ_SEARCH")
+    assert " | ConntrackDNSRace, ConntrackTablePressure unknown: " in text
+
+
 def test_what_could_not_be_seen_is_told_if_nothing_is_wrong(report: NodeReport) -> None:
     blind = replace(report, conditions=tuple(c for c in report.conditions if c.status is not Status.TRUE))
     text = line(blind)

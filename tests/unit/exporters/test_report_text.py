@@ -20,6 +20,8 @@ from agent.exporters.advice import advise
 from agent.model import ActiveFinding, DetectorState, DetectorStatus, NodeReport, PodRef, Status
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report.txt"
+ALIKE = {"node", "at", "type", "what", "with"}
+"""Words of headings and labels, which colour words otherwise."""
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 """The only escape sequences that colour needs."""
 
@@ -49,6 +51,24 @@ def test_sections_come_in_the_order_of_need(report: NodeReport) -> None:
         )
     ]
     assert places == sorted(places)
+
+
+def test_a_fault_of_the_agent_s_own_deployment_comes_before_everything(misdeployed_report: NodeReport) -> None:
+    text = report_text.plain(misdeployed_report)
+    lines = text.splitlines()
+    headline = "The agent's own deployment has 1 fault (CAP_DAC_READ_SEARCH): it cannot see all of this node. 2 things"
+    assert " ".join(lines[1:3]).startswith(headline)
+    first = next(number for number, line in enumerate(lines) if line.isupper())
+    assert lines[first : first + 8] == [
+        "WHAT IS WRONG WITH THE AGENT'S OWN DEPLOYMENT",
+        "  CAP_DAC_READ_SEARCH is missing",
+        "    Permission denied: the agent needs CAP_DAC_READ_SEARCH, because /run/containerd/s has mode 0600",
+        "      hides       ContainerdShimLeaked",
+        "      impairs     ContainerdShimHung",
+        "      what to do  add DAC_READ_SEARCH to securityContext.capabilities.add of the agent's container",
+        "",
+        "WHAT IS WRONG",
+    ]
 
 
 def test_whose_it_is_is_told_as_far_as_it_is_known(report: NodeReport) -> None:
@@ -109,11 +129,14 @@ def test_plain_has_no_escape_sequence(report: NodeReport) -> None:
     assert "\x1b" not in report_text.plain(report)
 
 
-def test_colour_says_the_same_as_plain(report: NodeReport) -> None:
+@pytest.mark.parametrize("name", ["report", "misdeployed_report"])
+def test_colour_says_the_same_as_plain(name: str, request: pytest.FixtureRequest) -> None:
+    report: NodeReport = request.getfixturevalue(name)
+
     def words(text: str) -> set[str]:
         return {word.strip(",.:").lower() for word in SGR.sub("", text).split()}
 
-    assert words(report_text.plain(report)) - words(report_rich.render(report)) <= {"node", "at", "type"}
+    assert words(report_text.plain(report)) - words(report_rich.render(report)) <= ALIKE
 
 
 def test_commands_in_colour_are_never_broken(report: NodeReport) -> None:

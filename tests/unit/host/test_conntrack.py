@@ -18,7 +18,9 @@ import pytest
 
 from agent.host.conntrack import Conntrack, ConntrackSample, NotTrackedError, parse_stat, rise
 from agent.host.ctnetlink import MAX_MISMATCHES, Netlink, _dump_unreplied, ctnetlink
-from agent.model import CannotSeeError
+from agent.host.rights import Capability
+from agent.model import CannotSeeError, DeploymentCause
+from tests.unit.doubles import rights_without
 
 T = TypeVar("T")
 
@@ -159,16 +161,28 @@ class TestRise:
         assert rise(sample({0: {"drop": 1}}), sample({0: {"drop": 9}}, source="procfs")).reset
 
 
+NO_NET_ADMIN = rights_without(Capability.NET_ADMIN)
+
+
 class TestSample:
     def test_netlink_first(self, tmp_path: Path) -> None:
         seen = Conntrack(make_proc(tmp_path), FakeNetlink()).sample()
         assert (seen.source, seen.entries, seen.limit, seen.blind) == ("netlink", 7, 100, "")
 
     def test_without_permission_the_file_is_read_and_what_is_missing_is_said(self, tmp_path: Path) -> None:
-        seen = Conntrack(make_proc(tmp_path), FakeNetlink(not_permitted())).sample()
+        seen = Conntrack(make_proc(tmp_path), FakeNetlink(not_permitted()), NO_NET_ADMIN).sample()
         assert (seen.source, seen.entries, seen.limit) == ("procfs", 291, 262144)
         assert seen.counters[0]["insert_failed"] == 0x2A
-        assert seen.blind == "not visible: single DNS flows (netlink: not permitted, CAP_NET_ADMIN is missing)"
+        assert seen.fault is not None
+        assert (seen.fault.cause, seen.fault.subject) == (DeploymentCause.CAPABILITY, "CAP_NET_ADMIN")
+        assert seen.blind == f"not visible: single DNS flows (netlink: {seen.fault})"
+
+    def test_a_capability_that_is_held_is_not_named(self, tmp_path: Path) -> None:
+        confined = rights_without(apparmor="docker-default (enforce)")
+        seen = Conntrack(make_proc(tmp_path), FakeNetlink(not_permitted()), confined).sample()
+        assert seen.fault is not None
+        assert (seen.fault.cause, seen.fault.subject) == (DeploymentCause.APPARMOR, "docker-default (enforce)")
+        assert "needs CAP_NET_ADMIN" not in seen.blind
 
     @pytest.mark.parametrize("stat", [None, "garbage\n", "x" * (1 << 22)])
     def test_without_the_file_only_the_fill_is_known(self, tmp_path: Path, stat: str | None) -> None:
@@ -179,8 +193,8 @@ class TestSample:
 
     def test_neither_way_works(self, tmp_path: Path) -> None:
         proc = make_proc(tmp_path, stat=None, count=None)
-        with pytest.raises(CannotSeeError, match=r"CAP_NET_ADMIN is missing.*No such file"):
-            Conntrack(proc, FakeNetlink(not_permitted())).sample()
+        with pytest.raises(CannotSeeError, match=r"needs CAP_NET_ADMIN.*No such file"):
+            Conntrack(proc, FakeNetlink(not_permitted()), NO_NET_ADMIN).sample()
 
     @pytest.mark.parametrize("count", ["", "many", "-5"])
     def test_a_broken_number_is_unknown(self, tmp_path: Path, count: str) -> None:
@@ -209,8 +223,8 @@ class TestFlows:
         assert (len(some.flows), some.complete) == (4, False)
 
     def test_no_permission(self, tmp_path: Path) -> None:
-        with pytest.raises(CannotSeeError, match="CAP_NET_ADMIN is missing"):
-            Conntrack(make_proc(tmp_path), FakeNetlink(not_permitted())).unreplied_dns_flows(10)
+        with pytest.raises(CannotSeeError, match="needs CAP_NET_ADMIN"):
+            Conntrack(make_proc(tmp_path), FakeNetlink(not_permitted()), NO_NET_ADMIN).unreplied_dns_flows(10)
 
 
 def in_own_network(work: Callable[[], T]) -> T:

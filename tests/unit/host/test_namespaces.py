@@ -42,20 +42,20 @@ def test_the_inside_of_a_container_is_told_with_what_to_set(proc: Path) -> None:
     link(proc, "self", "pid", "pid:[4026532000]")
     problem = Namespaces(str(proc)).pid_problem(names("nodediag", "containerd-shim"))
     assert problem is not None
-    assert "hostPID: true" in problem
+    assert "hostPID: true" in str(problem)
 
 
 def test_an_unreadable_pid_namespace_is_a_problem_and_not_a_pass(proc: Path) -> None:
     problem = Namespaces(str(proc)).pid_problem(names("kubelet"))
     assert problem is not None
-    assert "No such file" in problem
+    assert "No such file" in str(problem)
 
 
 def test_pids_of_another_namespace_are_out_of_reach(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to("4711")
     problem = Namespaces(str(tmp_path)).signal_problem()
     assert problem is not None
-    assert "hostPID: true" in problem
+    assert "hostPID: true" in str(problem)
     assert Namespaces("/proc").signal_problem() is None
     assert "cannot tell" in str(Namespaces(str(tmp_path / "nothing")).signal_problem())
 
@@ -71,7 +71,7 @@ def test_another_network_namespace_is_told_with_what_to_set(proc: Path) -> None:
     link(proc, "self", "net", "net:[4026532111]")
     problem = Namespaces(str(proc)).network_problem()
     assert problem is not None
-    assert "hostNetwork: true" in problem
+    assert "hostNetwork: true" in str(problem)
 
 
 def test_where_pid_1s_link_is_hidden_the_inode_of_its_network_files_tells(proc: Path) -> None:
@@ -87,4 +87,4 @@ def test_where_pid_1s_link_is_hidden_the_inode_of_its_network_files_tells(proc: 
 def test_a_network_namespace_that_cannot_be_told_is_a_problem(proc: Path) -> None:
     problem = Namespaces(str(proc)).network_problem()
     assert problem is not None
-    assert "cannot tell" in problem
+    assert "cannot tell" in str(problem)

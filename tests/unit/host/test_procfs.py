@@ -236,6 +236,8 @@ def test_cgroup_lines_end_at_newlines_alone(proc: FakeProc, procfs: Procfs) -> N
 
 
 def test_wchan_names_where_a_process_sleeps_and_nothing_if_it_runs(proc: FakeProc, procfs: Procfs) -> None:
+    for pid in (10, 11):
+        proc.add(pid)
     proc.write("10/wchan", b"futex_do_wait")
     proc.write("11/wchan", b"0")
     assert [procfs.wchan(pid) for pid in (10, 11, 12)] == ["futex_do_wait", "", ""]

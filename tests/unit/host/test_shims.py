@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from agent.host import shims as module
+from agent.host.rights import Capability
 from agent.host.shims import MAX_UNASKED_REPLIES, Outcome, ShimAnswer, ShimQuery, ShimSense, TaskState
+from agent.model import DeploymentCause
 from tests.unit.builders import (
     STOPPED,
     ManualClock,
@@ -22,6 +24,7 @@ from tests.unit.builders import (
     raw_frame,
     reply_frame,
 )
+from tests.unit.doubles import FakeClock, rights_without
 
 PATIENCE = 5.0
 """For what answers: it never takes as long."""
@@ -64,6 +67,19 @@ def shims(tmp_path: Path) -> Iterator[Shims]:
 @pytest.fixture
 def sense() -> ShimSense:
     return ShimSense(RealClock())
+
+
+def denied_connections(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """Deny every connection, and return the addresses that were tried."""
+    tried: list[str] = []
+
+    class Denied(socket.socket):
+        def connect(self, address: Any, /) -> None:
+            tried.append(address)
+            raise OSError(number, "denied")
+
+    monkeypatch.setattr(socket, "socket", Denied)
+    return tried
 
 
 def ask(sense: ShimSense, query: ShimQuery, patience: float = PATIENCE) -> ShimAnswer:
@@ -289,10 +305,31 @@ class TestBroken:
         assert ask(sense, ShimQuery(str(shims.root / "file"), 2, ("c",))).outcome is Outcome.REFUSED
 
     @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
-    def test_a_forbidden_socket_is_not_a_dead_shim(self, number: int) -> None:
-        failure = module._connect_failure(OSError(number, "Permission denied"))
-        assert failure is not None
-        assert failure[0] is Outcome.NOT_PERMITTED
+    def test_a_forbidden_socket_is_not_a_dead_shim_and_says_which_right_is_missing(
+        self, shims: Shims, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        folder, address = shims.root, shims.server().path
+        folder.chmod(0o600)
+        sense = ShimSense(RealClock(), rights_without(Capability.DAC_READ_SEARCH, uid=folder.stat().st_uid))
+        denied_connections(monkeypatch, number)
+        answer = ask(sense, ShimQuery(str(address), 2, ("c",)))
+        assert answer.outcome is Outcome.NOT_PERMITTED
+        assert answer.fault is not None
+        assert (answer.fault.cause, answer.fault.subject) == (DeploymentCause.CAPABILITY, "CAP_DAC_READ_SEARCH")
+        assert f"the agent needs CAP_DAC_READ_SEARCH, because {folder} has mode 0600" in answer.message
+
+    def test_what_apparmor_denies_is_not_tried_again_within_a_minute(
+        self, shims: Shims, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        query, clock = ShimQuery(str(shims.server().path), 2, ("c",)), FakeClock()
+        sense = ShimSense(clock, rights_without(apparmor="cri-containerd.apparmor.d (enforce)"))
+        tried = denied_connections(monkeypatch, errno.EACCES)
+        first, second = ask(sense, query), ask(sense, query)
+        assert (first.fault, len(tried)) == (second.fault, 1)
+        assert "by the AppArmor profile cri-containerd.apparmor.d (enforce)" in second.message
+        clock.pass_time(61)
+        ask(sense, query)
+        assert len(tried) == 2
 
     def test_an_address_no_socket_can_have_is_told_and_not_raised(self, sense: ShimSense) -> None:
         assert ask(sense, ShimQuery("/" + "x" * 200, 2, ("c",))).outcome is Outcome.BROKEN

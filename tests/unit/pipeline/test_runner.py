@@ -12,6 +12,8 @@ from agent.model import (
     CannotSeeError,
     CheckResult,
     Condition,
+    DeploymentCause,
+    DeploymentFault,
     DetectorState,
     DetectorStatus,
     Finding,
@@ -137,11 +139,15 @@ def test_what_was_found_is_forgotten_when_what_is_watched_goes_away(board: Board
     assert condition.reason == "Unconfirmed"
 
 
+FAULT = DeploymentFault(DeploymentCause.MOUNT, "/run/containerd", "no mount", "mount it")
+
+
 @pytest.mark.parametrize(
     ("error", "reason", "message"),
     [
         (CannotSeeError("needs CAP_NET_ADMIN"), "CannotSee", "needs CAP_NET_ADMIN"),
-        (PermissionError(13, "Permission denied", "/proc/1"), "ProbeFailed", "Permission denied: '/proc/1'"),
+        (PermissionError(13, "Permission denied", "/proc/1"), "CannotSee", "Permission denied: '/proc/1'"),
+        (CannotSeeError("no mount", FAULT), "AgentLacksMount", "no mount"),
         (ValueError("odd answer " + "x" * 9999), "ProbeFailed", "ValueError: odd answer xxx"),
     ],
 )
@@ -155,6 +161,42 @@ def test_a_failed_look_makes_its_conditions_unknown_and_says_why(
     assert (condition.status, condition.reason) == (Status.UNKNOWN, reason)
     assert message in condition.message
     assert len(condition.message) <= 500
+
+
+def test_what_hides_everything_stands_in_the_report_until_a_look_succeeds(board: Board, clock: FakeClock) -> None:
+    runner = runner_of(Script(CannotSeeError("no mount", FAULT), CLEAN), board, clock)
+    look(runner, board)
+    assert board.report().deployment == (replace(FAULT, hides=(SICK, DIRTY)),)
+    look(runner, board)
+    assert board.report().deployment == ()
+
+
+def test_a_denial_that_no_sense_expects_is_explained(board: Board, clock: FakeClock) -> None:
+    script = Script(PermissionError(13, "Permission denied", "/proc/1"))
+    runner = Runner(script, DetectorSettings(), board, clock, denied=lambda _: FAULT)
+    look(runner, board)
+    assert board.report().deployment == (replace(FAULT, hides=(SICK, DIRTY)),)
+    assert {condition.reason for condition in board.report().conditions} == {"AgentLacksMount"}
+
+
+def test_only_the_conditions_a_fault_hides_carry_its_reason(board: Board, clock: FakeClock) -> None:
+    fault = replace(FAULT, hides=(SICK,), impairs=(DIRTY,))
+    blind = CheckResult(unknown={SICK: "no mount", DIRTY: "one more look"}, deployment=(fault,))
+    look(runner_of(Script(blind), board, clock), board)
+    reasons = {condition.type: condition.reason for condition in board.report().conditions}
+    assert reasons == {SICK: "AgentLacksMount", DIRTY: "NotObserved"}
+
+
+def test_a_discarded_look_leaves_the_faults_of_the_deployment_as_they_were(board: Board, clock: FakeClock) -> None:
+    fault = replace(FAULT, impairs=(DIRTY,))
+
+    def stalled() -> CheckResult:
+        clock.stand_still(5.0)
+        return sick(timed=True)
+
+    runner = runner_of(Script(replace(CLEAN, deployment=(fault,)), stalled), board, clock)
+    look(runner, board, times=2)
+    assert board.report().deployment == (fault,)
 
 
 def test_a_failure_of_the_decision_is_isolated_as_well(board: Board, clock: FakeClock) -> None:

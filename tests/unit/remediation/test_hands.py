@@ -10,11 +10,13 @@ import pytest
 
 from agent.acts import RefusalReason, RefusedError
 from agent.host.procfs import Procfs
+from agent.host.rights import Capability
 from agent.model import ProcessId
-from agent.remediation.hands import held, same_process
+from agent.remediation.hands import Grip, held, same_process
 from agent.remediation.remedy import ActError
 from tests.lab.waiting import wait_until
 from tests.unit.builders import open_files
+from tests.unit.doubles import rights_without
 
 PROCFS = Procfs("/proc")
 
@@ -102,8 +104,15 @@ def test_a_forbidden_signal_names_the_capability(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(signal, "pidfd_send_signal", forbidden)
-    with held(identity(sleeper.pid), PROCFS) as grip, pytest.raises(ActError, match="CAP_KILL"):
-        grip.signal(signal.SIGTERM)
+    now = identity(sleeper.pid)
+    for rights, words in (
+        (rights_without(Capability.KILL), "the agent needs CAP_KILL, because process .* runs as uid 1000"),
+        (rights_without(apparmor="cri-containerd.apparmor.d (enforce)"), "by the AppArmor profile cri-containerd"),
+    ):
+        with pytest.raises(ActError, match=words):
+            Grip(now, -1, 1000, rights).signal(signal.SIGTERM)
+    with pytest.raises(ActError, match="no capability is missing"):
+        Grip(now, -1, 0, rights_without(Capability.KILL)).signal(signal.SIGTERM)
 
 
 def test_no_descriptor_is_left_whatever_happens(sleeper: "subprocess.Popen[bytes]") -> None:
