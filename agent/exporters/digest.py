@@ -24,6 +24,7 @@ from agent.model import (
     PodRef,
     Status,
     Target,
+    TargetKind,
 )
 from agent.printable import printable
 
@@ -183,7 +184,7 @@ def _whose(finding: Finding) -> Iterator[tuple[str, str]]:
         name = f"{_safe(pod.namespace)}/{_safe(pod.name)}" if pod.named else f"uid {_safe(pod.uid)}, name unknown"
         yield "pod", f"{name}{container}"
         yield from _workload(pod)
-    yield from _identity(target)
+    yield from _identity(target, "sandbox" if _is_sandbox(finding) else "container")
 
 
 def _workload(pod: PodRef) -> Iterator[tuple[str, str]]:
@@ -195,10 +196,15 @@ def _workload(pod: PodRef) -> Iterator[tuple[str, str]]:
         yield "labels", ", ".join(f"{_safe(name)}={_safe(value)}" for name, value in pod.labels)
 
 
-def _identity(target: Target) -> Iterator[tuple[str, str]]:
+def _is_sandbox(finding: Finding) -> bool:
+    """Whether a shim's container is its pod's sandbox, which has no name of its own beside the pod's."""
+    return finding.target.kind is TargetKind.SHIM and finding.pod is not None and not finding.pod.container
+
+
+def _identity(target: Target, container: str) -> Iterator[tuple[str, str]]:
     if target.container_id:
         namespace = f" in {_safe(target.containerd_namespace)}" if target.containerd_namespace else ""
-        yield "container", f"{_safe(short_id(target.container_id))}{namespace}"
+        yield container, f"{_safe(short_id(target.container_id))}{namespace}"
     if target.pid is not None:
         yield "process", f"pid {target.pid}"
     if target.cgroup:

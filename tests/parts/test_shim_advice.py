@@ -24,8 +24,8 @@ from agent.remediation.actions.kill_shim import KillShim
 from tests.lab import cgroups as lab_cgroups
 from tests.lab import shim_faults
 from tests.lab.containerd import Containerd
-from tests.lab.containers import run_container
-from tests.lab.pods import Container
+from tests.lab.containers import delete_container, run_container, run_pod
+from tests.lab.pods import Container, Pod
 from tests.lab.processes import Process, children_of, has_ended, stat_of
 from tests.lab.shim_ping import connect_answers, state_answers
 from tests.lab.waiting import wait_until
@@ -149,6 +149,23 @@ def test_the_runc_that_holds_the_lock_is_named_kept_as_evidence_and_ended_withou
         assert follow(step(finding, "End the runc")) == "runc\n"
         wait_until(lambda: state_answers(stuck.shim_socket, stuck.id), 10, "State answered again")
         assert not has_ended(stuck.init)
+
+
+def test_an_operation_stuck_on_one_of_a_pods_containers_is_told_with_that_containers_name_and_id(
+    containerd: Containerd,
+) -> None:
+    sandbox, app = run_pod(containerd, ("app",), pod=Pod(name="duo", namespace="shop"))
+    try:
+        with shim_faults.stuck_state(containerd, sandbox.pod) as side:
+            assert side.shim == sandbox.shim
+            finding = found(containerd, "ShimOperationStuck", side)
+            assert finding.pod is not None
+            assert (finding.pod.container, finding.target.container_id) == (side.name, side.id)
+            assert f"pod shop/duo, container {side.name} ({side.id[:12]}) has been stuck" in finding.message
+            assert set(finding.values["containerIds"] or ()) > {sandbox.id, side.id}  # type: ignore[arg-type]
+    finally:
+        for container in (app, sandbox):
+            delete_container(containerd, container)
 
 
 @pytest.mark.parametrize("version", [tree.version for tree in TREES])

@@ -97,6 +97,16 @@ def test_a_pod_of_which_only_the_uid_is_known_is_printed_with_it(report: NodeRep
     assert str(finding.pod) == "uid 0a1b2c3d-0000-4000-8000-000000000000"
 
 
+def test_the_id_of_a_pods_sandbox_is_not_shown_as_that_of_a_container(report: NodeReport) -> None:
+    active = report.conditions[0].findings[0]
+    assert active.finding.pod
+    finding = replace(active.finding, pod=replace(active.finding.pod, container=""))
+    condition = replace(report.conditions[0], findings=(replace(active, finding=finding),))
+    lines = [line.strip() for line in report_text.plain(replace(report, conditions=(condition,))).splitlines()]
+    at = lines.index("pod         shop/cart-7d9f4c")
+    assert lines[at + 1] == "sandbox     9c0e6f0d1a2b in k8s.io"
+
+
 def test_headlines(report: NodeReport, healthy_report: NodeReport) -> None:
     def headline(seen: NodeReport) -> str:
         return report_text.plain(seen).splitlines()[1]
