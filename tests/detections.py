@@ -6,7 +6,6 @@ record at once, and those in a namespace of their own that have the same checkou
 
 import fcntl
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -15,12 +14,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+from tests.lab.versions import containerd_version
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "detections"
-CONTAINERD = "CONTAINERD"
-"""The environment variable that chooses containerd's version, such as 2.1; DEFAULT where it is not set."""
-DEFAULT = "1.6"
-
 WHERE = ("lab", "image", "cluster", "VM")
 
 HUNG, LEAKED = "ContainerdShimHung", "ContainerdShimLeaked"
@@ -121,7 +118,7 @@ def record(
     if not all(found):
         raise ValueError(f"{fault!r} is not in FAULTS: name its condition and reason")
     _check(where)
-    version = containerd or os.environ.get(CONTAINERD, DEFAULT)
+    version = containerd or containerd_version()
     _append(Record(fault, where, version, *found, seconds=round(seconds, 2), facts=_facts(facts, version)))
 
 
@@ -130,7 +127,7 @@ def record_outcome(
 ) -> None:
     """Record how an action against a fault ended: verified, refused ..."""
     _check(where)
-    version = containerd or os.environ.get(CONTAINERD, DEFAULT)
+    version = containerd or containerd_version()
     _append(Record(fault, where, version, action=action, outcome=outcome, facts=_facts(facts, version)))
 
 
@@ -160,9 +157,9 @@ def _facts(given: Mapping[str, str] | None, version: str) -> dict[str, str]:
 @cache
 def _of_this_machine(version: str) -> Mapping[str, str]:
     facts = {"kernel": platform.release(), "cgroup": _cgroup_version(), "systemd": _systemd_version()}
-    if version == DEFAULT:
-        facts["containerd"] = _word("containerd --version", 2)
-    return {**facts, "runc": _word("runc --version", 2)}
+    if version == containerd_version():  # those on PATH are of the version that was chosen
+        facts |= {"containerd": _word("containerd --version", 2), "runc": _word("runc --version", 2)}
+    return facts
 
 
 def _cgroup_version() -> str:

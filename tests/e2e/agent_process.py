@@ -16,9 +16,12 @@ from typing import Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.lab import marked
 from tests.lab.waiting import wait_until
 
 READY_SECONDS = 30.0
+DEFAULT_SOCKET_FOLDER = Path("/run/nodediag")
+"""Where an agent that serves over TCP has the default Unix socket; removed after it, if it was not there before."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class AgentProcess:
         self.process: Any = None
 
     def __enter__(self) -> Self:
+        marked.mark_when_made(DEFAULT_SOCKET_FOLDER)
         config = self._folder / "nodediag.yaml"
         config.write_text(json.dumps(self._settings))
         with self._log.open("wb") as log:
@@ -89,7 +93,9 @@ class AgentProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=15)
-        return time.monotonic() - began
+        took = time.monotonic() - began
+        marked.remove_if_empty(DEFAULT_SOCKET_FOLDER)
+        return took
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask the agent's HTTP server: (status, body)."""

@@ -231,6 +231,8 @@ class Containerd:
             f'  address = "{self.address}"',
             '[plugins."io.containerd.internal.v1.opt"]',
             f'  path = "{self.base / "opt"}"',
+            '[plugins."io.containerd.nri.v1.nri"]',
+            "  disable = true",  # it would listen at the machine's /run/nri, and leave that
         ]
         if self.cri:
             # Without CAP_SYS_RESOURCE an oom_score_adj cannot be lowered: leave it.

@@ -130,6 +130,37 @@ def test_the_manifest_s_capabilities_show_a_real_shim_and_none_of_them_is_superf
     assert text[1].startswith("The agent's own deployment has 1 fault")
 
 
+def with_folders(*making: str) -> tuple[str, ...]:
+    """Return a wrapper that gives the command empty /run and /var/lib of its own, and makes something in them."""
+    mounts = ("mount -t tmpfs tmpfs /run", "mount -t tmpfs tmpfs /var/lib")
+    return ("unshare", "--mount", "sh", "-ec", "; ".join((*mounts, *making, 'exec "$@"')), "sh")
+
+
+def test_folders_without_content_are_neither_a_kubelet_nor_a_containerd(quiet_config: Path) -> None:
+    empty = (
+        "mkdir -p /var/lib/kubelet/pki /var/lib/kubelet/pods /var/lib/nodediag /var/lib/containerd /run/nodediag",
+        "mkdir -p /run/containerd/s /run/containerd/io.containerd.runtime.v2.task/k8s.io",
+        "touch /var/lib/kubelet/config.yaml",
+    )
+    parsed = report(config=quiet_config, wrapper=with_folders(*empty))[1]
+    states = {item["name"]: item["state"] for item in parsed["detectors"]}
+    assert states["kubelet_healthz"] == states["container_runtime"] == "not_applicable"
+    assert {item["type"] for item in parsed["conditions"]} & {
+        "KubeletHealthzFailing",
+        "ContainerRuntimeUnresponsive",
+    } == set()
+
+
+@pytest.mark.parametrize("content", ["pki/kubelet.crt", "pods/6f0e/etc-hosts", "config.yaml"])
+def test_what_a_kubelet_has_left_in_its_folder_is_a_kubelet_that_does_not_listen(
+    quiet_config: Path, content: str
+) -> None:
+    path = f"/var/lib/kubelet/{content}"
+    making = (f"mkdir -p $(dirname {path})", f"echo x >{path}")
+    code, parsed = report("--detector", "kubelet_healthz", config=quiet_config, wrapper=with_folders(*making))
+    assert (code, condition(parsed, "KubeletHealthzFailing")["reason"]) == (SICK, "HealthzRefused")
+
+
 def test_without_cap_net_admin_it_says_what_it_cannot_see(quiet_config: Path) -> None:
     wrapper = ("setpriv", "--bounding-set=-net_admin")
     parsed = report("--detector", "conntrack_dns", config=quiet_config, wrapper=wrapper)[1]

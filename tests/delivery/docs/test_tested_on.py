@@ -61,7 +61,7 @@ def test_a_place_that_was_run_says_on_what_and_at_which_commit() -> None:
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(detections, "FOLDER", tmp_path / "detections")
-    monkeypatch.setenv(detections.CONTAINERD, "2.1")
+    monkeypatch.setenv("CONTAINERD", "2.1")
     return tmp_path / "detections"
 
 

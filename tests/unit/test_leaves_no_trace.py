@@ -1,0 +1,92 @@
+"""What compares the machine before and after a lane sees what is left, and nothing where nothing is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from tools import leaves_no_trace
+from tools.leaves_no_trace import MARK, Machine, machine, processes, run, settled
+
+EMPTY = Machine(**dict.fromkeys((each.name for each in fields(Machine)), frozenset()))
+SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen(SLEEPER, env={**os.environ, MARK: "left-by-a-lane"}, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("kind", [each.name for each in fields(Machine)])
+def test_what_comes_and_what_goes_is_reported(kind: str) -> None:
+    with_one = replace(EMPTY, **{kind: frozenset({"one"})})
+    assert [*with_one.differences(EMPTY)] == [f"{kind}: left one"]
+    assert [*EMPTY.differences(with_one)] == [f"{kind}: gone one"]
+    assert [*with_one.differences(with_one)] == []
+
+
+def test_a_folder_that_is_left_is_seen() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        before = machine({place: ("kube*",)})
+        Path(place, "kubelet", "pods").mkdir(parents=True)
+        assert machine({place: ("kube*",)}).files - before.files == {f"{place}/kubelet", f"{place}/kubelet/pods"}
+
+
+def test_the_name_of_a_socket_that_is_left_is_seen() -> None:
+    name = f"nodediag-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        assert f"@{name}" in machine({}).sockets
+    assert f"@{name}" not in machine({}).sockets
+
+
+def test_the_machine_is_read() -> None:
+    seen = machine({"/run": ("*",)})
+    assert {each.name for each in fields(seen) if not getattr(seen, each.name)} <= {"rules", "sockets"}
+    assert "lo" in seen.links
+    assert any(line.startswith("kernel/pid_max = ") for line in seen.sysctls)
+
+
+def test_a_process_that_is_left_is_known_by_its_mark(sleeper: "subprocess.Popen[bytes]") -> None:
+    assert any(line.startswith(f"{sleeper.pid} ") for line in processes("left-by-a-lane"))
+    assert [*processes("another-mark")] == []
+
+
+def test_what_goes_in_time_is_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = replace(EMPTY, files=frozenset({"/run/x"}))
+    states = iter([left, left, EMPTY])
+    monkeypatch.setattr(leaves_no_trace, "machine", lambda: next(states))
+    monkeypatch.setattr(leaves_no_trace, "PAUSE_SECONDS", 0.0)
+    assert settled(EMPTY, "no-such-mark", seconds=60) == []
+
+
+def test_a_run_within_a_run_compares_nothing_itself(tmp_path: Path) -> None:
+    code = f"import pathlib; pathlib.Path({str(tmp_path / 'made')!r}).touch(); raise SystemExit(7)"
+    command = [sys.executable, "-m", "tools.leaves_no_trace", sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, MARK: "outer"}, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 7
+    assert (tmp_path / "made").exists()
+
+
+def test_a_command_that_leaves_a_process_is_told_of_it() -> None:
+    """Other tests come and go meanwhile, so nothing but the process that this one leaves is looked for."""
+    leaving = (
+        f"import subprocess as s; s.Popen({SLEEPER!r}, stdout=s.DEVNULL, start_new_session=True); raise SystemExit(3)"
+    )
+    code, left = run([sys.executable, "-c", leaving], seconds=0.0)
+    pids = [int(line.split()[2]) for line in left if line.startswith("processes: left ")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert (code, len(pids)) == (3, 1), left
