@@ -367,6 +367,8 @@ def _well(seen: Observation) -> str:
     times = [s.answer.connect_seconds for s in seen.shims if s.answer.connect_seconds is not None]
     if not times:
         return "there are no shims to ask" if not seen.shims else "no shim is late enough to be called hung"
+    if len(times) == 1:
+        return f"1 shim answered in {measured_duration(times[0])}"
     middle, slowest = measured_duration(median(times)), measured_duration(max(times))
     return f"{len(times)} shims answered, median {middle}, slowest {slowest}"
 

@@ -5,6 +5,8 @@ survive (containerd#10727), while the kubelet starts a second copy of each conta
 kills a shim by hand also ends what survives, and the step after it lists what is left.
 """
 
+import re
+
 from agent.exporters.advice_steps import (
     BY_HAND,
     Advice,
@@ -18,6 +20,7 @@ from agent.exporters.advice_steps import (
 )
 from agent.model import Finding
 
+_UID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 WAIT_SECONDS = 15
 """After a step that may help: longer than a finding takes to clear."""
 _SURVIVORS = (
@@ -54,9 +57,10 @@ def _first(finding: Finding) -> tuple[Step, ...]:
     if isinstance(runtime, int) and finding.values.get("runcState") != "D":
         return (
             Step(
-                "End the runc that holds the shim's lock. The operation then fails and may be tried again; the "
-                "containers run on.",
-                commands=(f"grep -xE 'runc|crun' /proc/{runtime}/comm && kill {runtime}",),
+                "End the runc that the finding names. Its operation then fails and may be tried again; the containers "
+                "run on.",
+                "Only if no long operation, such as a checkpoint, was started on purpose",
+                (f"grep -xE 'runc|crun' /proc/{runtime}/comm && kill {runtime}",),
             ),
         )
     if finding.values.get("processState") == "D":
@@ -136,6 +140,7 @@ def processes_without_shim(finding: Finding) -> Advice:
                 "List the processes that run on, by pid, name and state.",
                 commands=(listed_in(ids),),
             ),
+            *_pod_of_uid(finding),
             *with_pod(
                 finding.pod,
                 "See whether Kubernetes has started a second copy: two copies may be writing the same data.",
@@ -152,4 +157,19 @@ def processes_without_shim(finding: Finding) -> Advice:
                 (each_pid_in(ids, "kill -9 $p"),),
             ),
         )
+    )
+
+
+def _pod_of_uid(finding: Finding) -> tuple[Step, ...]:
+    """Return the step that finds the pod by its uid, where its name is not known any more."""
+    uid = finding.values.get("podUid")
+    if finding.pod is not None or not isinstance(uid, str) or not _UID.match(uid):
+        return ()
+    columns = "NAMESPACE:.metadata.namespace,NAME:.metadata.name,UID:.metadata.uid,NODE:.spec.nodeName"
+    return (
+        Step(
+            "See whether its pod still exists, and runs a second copy. Nothing is printed if it is gone; a static pod "
+            "has another uid in the API.",
+            commands=(f"kubectl get pods -A -o custom-columns={columns} | grep {uid}",),
+        ),
     )

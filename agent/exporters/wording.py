@@ -3,7 +3,7 @@
 import math
 import re
 
-from agent.durations import DAY, HOUR, MINUTE, measured_duration, moment
+from agent.durations import DAY, HOUR, MINUTE, duration, measured_duration, moment
 from agent.model import Value
 from agent.printable import printable
 
@@ -89,7 +89,9 @@ def _plain(value: Value) -> str:
 
 def _number(key: str, suffix: str, value: float) -> str:
     if suffix in {"_seconds", "_seconds_ago"}:
-        return measured_duration(value) + (" ago" if suffix == "_seconds_ago" else "")
+        if suffix == "_seconds_ago":
+            return f"{duration(value)} ago" if value else "just now"
+        return measured_duration(value)
     if not math.isfinite(value):
         return "without end" if value > 0 else "not known"
     if suffix == "_bytes":

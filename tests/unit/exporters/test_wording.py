@@ -88,6 +88,7 @@ def test_moments_are_in_utc() -> None:
         ("connect_seconds", 0.0021, "connect", "2.1 ms"),
         ("oldestSeconds", 200, "oldest", "3 min 20 s"),
         ("lastAnsweredSecondsAgo", 61.0, "last answered", "61 s ago"),
+        ("lastAnsweredSecondsAgo", 0.0, "last answered", "just now"),
         ("memory_bytes", 41943040, "memory", "40.0 MiB"),
         ("small_bytes", 12, "small", "12 B"),
         ("fill_ratio", 0.987, "fill", "98.7 %"),
