@@ -118,7 +118,7 @@ class Conntrack:
             counters, entries, limit = self._netlink.totals()
         except (OSError, ValueError) as error:
             fault = self._fault(error)
-            return self._from_procfs(str(fault or _why(error)), fault)
+            return self._from_procfs(fault.message if fault else _why(error), fault)
         return ConntrackSample(counters, entries, limit, source="netlink")
 
     def unreplied_dns_flows(self, limit: int) -> Flows:

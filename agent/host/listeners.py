@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
 
+from agent.host.backoff import Backoff
 from agent.host.rights import Rights
-from agent.model import CannotSeeError
+from agent.model import CannotSeeError, DeploymentFault
 
 MAX_TABLE_BYTES = 8 << 20
 MAX_LINKS = 200_000
@@ -29,6 +30,7 @@ class Listeners:
     def __init__(self, root: str, rights: Rights | None = None) -> None:
         self._root = root
         self._rights = rights or Rights()
+        self._backoff = Backoff()
 
     def tcp(self, host: str, port: int) -> frozenset[int]:
         """Return the inodes of the sockets that get a connection to an IP address and port; empty if nobody listens.
@@ -65,6 +67,8 @@ class Listeners:
     def held_by(self, pid: int) -> frozenset[int]:
         """Return the inodes of the sockets a process holds; empty if it is gone."""
         folder = f"{self._root}/{pid}/fd"
+        if denied := self._backoff.held_off(pid):
+            raise _not_known(folder, pid, denied)
         found = set()
         try:
             with os.scandir(folder) as links:
@@ -77,10 +81,7 @@ class Listeners:
         except FileNotFoundError:
             return frozenset()
         except PermissionError:
-            fault = self._rights.process(folder)
-            raise CannotSeeError(
-                f"{folder} may not be read, so it is not known which sockets process {pid} holds: {fault}", fault
-            ) from None
+            raise _not_known(folder, pid, self._backoff.note(pid, self._rights.process(folder))) from None
         except OSError as error:
             raise CannotSeeError(f"{folder} cannot be read: {error.strerror}") from None
         return frozenset(found)
@@ -111,6 +112,11 @@ class Listeners:
             raise CannotSeeError(f"{path} cannot be read: {error.strerror}") from None
         if left <= 0:
             raise CannotSeeError(f"{path} is longer than {MAX_TABLE_BYTES >> 20} MiB: not all of it was read")
+
+
+def _not_known(folder: str, pid: int, fault: DeploymentFault) -> CannotSeeError:
+    why = f"{folder} may not be read, so it is not known which sockets process {pid} holds: {fault}"
+    return CannotSeeError(why, fault)
 
 
 def _link(path: str) -> str:

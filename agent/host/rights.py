@@ -118,7 +118,8 @@ def missing(held: Held, capability: Capability | None, why: str) -> DeploymentFa
             DeploymentCause.CAPABILITY,
             str(capability),
             f"Permission denied: the agent needs {capability}, because {why}",
-            f"add {capability.name} to securityContext.capabilities.add of the agent's container, as the manifests do",
+            f"add {capability.name} to securityContext.capabilities.add of the agent's container, as the manifests do "
+            "(outside of a pod: run it as root)",
         )
     if capability is not None and not held.initial_user_namespace:
         return DeploymentFault(
@@ -155,7 +156,8 @@ def _lacks_user(held: Held, owner: int, mode: str) -> DeploymentFault:
         DeploymentCause.USER,
         f"uid {owner}",
         f"Permission denied: the agent runs as uid {held.uid}, and {mode}",
-        f"set runAsUser: {owner} in the container's securityContext, as the manifests do",
+        f"set runAsUser: {owner} in the container's securityContext, as the manifests do (outside of a pod: run it as "
+        "that user)",
     )
 
 

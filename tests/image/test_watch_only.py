@@ -192,6 +192,10 @@ def test_without_it_a_watch_says_what_it_can_no_longer_see(tour: Tour, name: str
     assert not unsaid(name, tour.reports[name]), [f"{c.type}: {c.message}" for c in tour.reports[name].conditions]
 
 
+def test_what_the_agent_needs_is_in_the_manifest_and_nothing_else() -> None:
+    assert set(MISSING) == set(taken_away())
+
+
 @pytest.mark.parametrize("name", taken_away())
 def test_without_it_the_report_begins_with_it(tour: Tour, name: str) -> None:
     (fault,) = tour.reports[name].deployment

@@ -3,6 +3,9 @@
 The kubelet's naming is kept to the letter (64 hex digits for ids, the cgroupfs
 driver's ``/kubepods/besteffort/pod<uid>/<id>``, CRI's annotations), because
 that is all from which an agent on the node can tell whose a process is.
+No kubelet runs here, so its part (a pod's cgroup, the annotations that CRI
+derives) is played; the lane tests/cluster has the real one.  Bundles, sockets,
+their folders and modes are containerd's and runc's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Runs a DaemonSet's pod on the lab's containerd the way a kubelet would: volumes, sandbox, containers, probes."""
+"""Runs a DaemonSet's pod on the lab's containerd the way a kubelet would: volumes, sandbox, containers, probes.
+
+The kubelet's part is played, so that a manifest can be tried out with and without each of its rights in seconds; the
+lane tests/cluster has the real one. What containerd makes of it (sandbox, mounts, capabilities, seccomp) is its own.
+"""
 
 from __future__ import annotations
 

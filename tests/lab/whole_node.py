@@ -40,7 +40,10 @@ _CLONE_NEWNET = 0x40000000
 _FRESH = ("/run", "/var/lib", "/var/log")
 """Where the node has a file system of its own, in memory."""
 _ON_DISK = "/var/lib/containerd"
-"""Images are unpacked there; a container that reads their files from memory would not be charged for their pages."""
+"""Images are unpacked there; a container that reads their files from memory would not be charged for their pages.
+
+The one folder of containerd's that is made here, since something is mounted on it: with the mode containerd gives it.
+"""
 _INIT = """
 import pathlib, signal
 pathlib.Path("/proc/self/comm").write_text("init")
@@ -166,7 +169,7 @@ class WholeNode:
 
     def _furnish(self) -> None:
         (self.base / "tmp").mkdir()
-        (self.base / "disk").mkdir()
+        (self.base / "disk").mkdir(mode=0o711)
         (self.base / "resolv.conf").write_text(f"nameserver {NAMESERVER}\n")
         script = [
             "set -e",

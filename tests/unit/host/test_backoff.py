@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from agent.host.backoff import RETRY_SECONDS, Backoff
+from agent.host.listeners import Listeners
 from agent.host.procfs import Procfs, PtraceGuard
 from agent.host.rights import Capability
-from agent.model import DeploymentCause
+from agent.model import CannotSeeError, DeploymentCause
 from tests.unit.builders import FakeProc
 from tests.unit.doubles import FakeClock, HeldRights, rights_without
 
@@ -97,3 +98,19 @@ def test_without_the_capability_every_process_is_tried_since_some_may_be_read(
     fault = node.procfs.ptrace_denied()
     assert fault is not None
     assert fault.subject == "CAP_SYS_PTRACE"
+
+
+def test_sockets_that_are_denied_are_tried_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def denied(path: str) -> None:
+        tried.append(path)
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    listeners = Listeners(str(tmp_path), CONFINED)
+    for _ in range(3):
+        with pytest.raises(CannotSeeError, match="AppArmor profile cri-containerd") as seen:
+            listeners.held_by(7)
+        assert seen.value.fault is not None
+    assert len(tried) == 1

@@ -175,7 +175,7 @@ class TestSample:
         assert seen.counters[0]["insert_failed"] == 0x2A
         assert seen.fault is not None
         assert (seen.fault.cause, seen.fault.subject) == (DeploymentCause.CAPABILITY, "CAP_NET_ADMIN")
-        assert seen.blind == f"not visible: single DNS flows (netlink: {seen.fault})"
+        assert seen.blind == f"not visible: single DNS flows (netlink: {seen.fault.message})"
 
     def test_a_capability_that_is_held_is_not_named(self, tmp_path: Path) -> None:
         confined = rights_without(apparmor="docker-default (enforce)")

@@ -3,12 +3,20 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from agent.host.bundles import TASKS, Bundles
+from agent.host.cgroups import Cgroups
+from agent.host.kubelet import KubeletApiError
+from agent.host.kubelet_api import _contents
 from agent.host.rights import READ, SEARCH, WRITE, Capability, Held, Rights, missing
-from agent.model import DeploymentCause, DeploymentFault
+from agent.model import CannotSeeError, DeploymentCause, DeploymentFault
+from tests.unit.builders import StateDir
 from tests.unit.doubles import ALL_CAPABILITIES, HeldRights, rights_without
 
 DENIED = PermissionError(13, "Permission denied")
@@ -171,7 +179,75 @@ def test_a_user_namespace_of_its_own_is_known_by_its_map(tmp_path: Path, uid_map
     assert fake_self(tmp_path, uid_map=uid_map).held().initial_user_namespace is initial
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="takes root, who can give capabilities up")
+@contextmanager
+def as_somebody() -> Iterator[None]:
+    """Be a user without any capability for the body."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder that everybody may reach, as those of pytest may not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+ROOT_ALONE = pytest.mark.skipif(os.getuid() != 0, reason="takes root, who can give capabilities up")
+
+
+@ROOT_ALONE
+@pytest.mark.parametrize("closed", ["", "k8s.io", "k8s.io/c", "k8s.io/c/config.json"])
+def test_bundles_that_may_not_be_read_are_told_with_what_is_missing(open_path: Path, closed: str) -> None:
+    state = StateDir(open_path)
+    state.add("c")
+    (open_path / TASKS / closed).chmod(0o700 if not closed.endswith(".json") else 0o600)
+    bundles = Bundles(str(open_path), ("k8s.io",))
+    fault: DeploymentFault | None
+    with as_somebody():
+        try:
+            (bundle,) = bundles.list()
+            fault = bundle.fault
+        except CannotSeeError as error:
+            fault = error.fault
+    assert fault is not None
+    assert said(fault) == (DeploymentCause.USER, "uid 0")
+    assert f"{open_path / TASKS / closed}".rstrip("/") in fault.message
+    (readable,) = bundles.list()
+    assert (readable.fault, readable.problem) == (None, "")
+
+
+@ROOT_ALONE
+def test_cgroups_that_may_not_be_entered_are_not_called_unmounted(open_path: Path) -> None:
+    folder = open_path / "fs/cgroup/kubepods"
+    (folder / "pod1").mkdir(parents=True)
+    folder.chmod(0o700)
+    cgroups = Cgroups(str(open_path))
+    with as_somebody():
+        fault = cgroups.fault(("0::/kubepods/pod1",))
+    assert fault is not None
+    assert said(fault) == (DeploymentCause.USER, "uid 0")
+    assert cgroups.fault(("0::/kubepods/pod1",)) is None
+
+
+@ROOT_ALONE
+def test_a_certificate_that_may_not_be_read_names_what_is_missing(open_path: Path) -> None:
+    file = open_path / "kubelet.crt"
+    file.touch(mode=0o600)
+    with (
+        as_somebody(),
+        pytest.raises(KubeletApiError, match=r"kubelet\.crt \(kubelet\.ca_file\) cannot be read") as seen,
+    ):
+        _contents(str(file), 100, "kubelet.ca_file")
+    assert seen.value.fault is not None
+    assert said(seen.value.fault) == (DeploymentCause.USER, "uid 0")
+
+
+@ROOT_ALONE
 def test_the_real_kernel_denies_what_is_said_to_be_missing(tmp_path: Path) -> None:
     """Root without the capability cannot enter its own folder of mode 0600, and is told so."""
     sockets = tmp_path / "s"
