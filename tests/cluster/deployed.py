@@ -1,15 +1,17 @@
 """The agent on the cluster, deployed with kubectl, and what it knows."""
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from agent.client import Client, ClientError
-from agent.model import Condition, Finding, NodeReport, Status
+from agent.model import Changed, Condition, Finding, NodeReport, Status
 from tests.lab.kubernetes.cluster import Cluster
 from tests.lab.kubernetes.kubectl import Kubectl
 from tests.lab.pod_spec import Manifest
@@ -24,6 +26,40 @@ _PORT = 9797
 _BUNDLES = Path("/run/containerd/io.containerd.runtime.v2.task/k8s.io")
 _NOT_KNOWN = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 """Kinds that Kubernetes 1.20 does not have."""
+
+
+class FindingLog:
+    """Every finding that an agent confirms while the body runs, as a context manager."""
+
+    def __init__(self, agent: "Agent") -> None:
+        self.findings: list[Finding] = []
+        self._client = agent.client()
+        self._thread = threading.Thread(target=self._follow, name="finding-log", daemon=True)
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._client.close()
+        self._thread.join(10.0)
+
+    def messages(self) -> list[str]:
+        """Return them as text."""
+        return [f"{each.condition} {each.reason}: {each.message}" for each in self.findings]
+
+    def _follow(self) -> None:
+        try:
+            for event in self._client.watch():
+                if isinstance(event, Changed):
+                    self.findings += [active.finding for active in event.condition.findings]
+        except ClientError:
+            if not self._closing.is_set():
+                raise
 
 
 @dataclass(frozen=True)
@@ -118,8 +154,10 @@ def copy_of(manifest: Manifest, name: str, number: int) -> Manifest:
     for each in changed.objects:
         if each["kind"] == "Namespace":
             each["metadata"]["name"] = name
-        elif "namespace" in each["metadata"]:
+        elif each["metadata"].get("namespace") == NAMESPACE:
             each["metadata"]["namespace"] = name
+        for subject in each.get("subjects", ()):
+            subject["namespace"] = name
     port = _PORT + number
     files = changed.settings
     files["nodediag.yaml"] = files["nodediag.yaml"].replace(f":{_PORT}", f":{port}")
@@ -130,7 +168,7 @@ def copy_of(manifest: Manifest, name: str, number: int) -> Manifest:
 
 @contextmanager
 def deployed(cluster: Cluster, manifest: Manifest) -> Iterator[Agent]:
-    """Apply the manifest for the body, without waiting for it, and delete it again."""
+    """Apply the manifest for the body, and delete it again, without waiting for either."""
     known = tuple(each for each in manifest.objects if each["kind"] not in _NOT_KNOWN)
     if len(known) < len(manifest.objects):
         print(f"left out, since Kubernetes 1.20 does not know them: {len(manifest.objects) - len(known)} objects")
@@ -138,4 +176,4 @@ def deployed(cluster: Cluster, manifest: Manifest) -> Iterator[Agent]:
     try:
         yield Agent(cluster.kubectl, manifest.get("DaemonSet")["metadata"]["namespace"])
     finally:
-        cluster.kubectl.delete(*known)
+        cluster.kubectl.delete(*known, wait=False)

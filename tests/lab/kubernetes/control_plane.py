@@ -21,7 +21,17 @@ _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata"}],
+    "rules": [
+        # Whose token or permission it is about stands in the answer alone.
+        {
+            "level": "RequestResponse",
+            "resources": [
+                {"group": "authentication.k8s.io", "resources": ["tokenreviews"]},
+                {"group": "authorization.k8s.io", "resources": ["subjectaccessreviews"]},
+            ],
+        },
+        {"level": "Metadata"},
+    ],
 }
 
 

@@ -45,10 +45,10 @@ class Kubectl:
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         return self.run("apply", "--validate=false", "--filename=-", given=json.dumps(listed)).stdout
 
-    def delete(self, *objects: dict[str, Any], timeout: float = 120.0) -> None:
-        """Delete objects and wait until they are gone."""
+    def delete(self, *objects: dict[str, Any], wait: bool = True, timeout: float = 120.0) -> None:
+        """Delete objects, and wait until they are gone."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        words = ("delete", "--ignore-not-found", "--filename=-", "--wait=true")
+        words = ("delete", "--ignore-not-found", "--filename=-", f"--wait={str(wait).lower()}")
         self.run(*words, given=json.dumps(listed), timeout=timeout)
 
     def await_phase(self, pod: str, namespace: str, phase: str = "Running", timeout: float = 60.0) -> dict[str, Any]:
