@@ -62,7 +62,11 @@ To remove it: make node-down
 def main() -> int:
     """Do what the one argument says."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return {"up": up, "down": down, "keep": keep, "inside": inside}[sys.argv[1]]()
+    try:
+        return {"up": up, "down": down, "keep": keep, "inside": inside}[sys.argv[1]]()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 # -- up and down ----------------------------------------------------------------
@@ -177,7 +181,8 @@ def _write_command(file: Path, node: WholeNode, namespaces: list[str], command: 
     init = node.init
     lines = [
         "#!/bin/sh",
-        f"if [ \"$(cut -d ' ' -f 22 /proc/{init.pid}/stat 2>/dev/null)\" != {init.start_time} ]; then",
+        f"started=$(cut -d ' ' -f 22 /proc/{init.pid}/stat 2>/dev/null)",
+        f'if [ "$started" != {init.start_time} ] || [ ! -e /proc/{init.pid}/ns/net ]; then',  # that of a zombie is gone
         "    echo 'The node does not run (make node starts it).' >&2",
         "    exit 1",
         "fi",
