@@ -26,6 +26,8 @@ from tests.lab.netns import Node
 from tests.lab.pods import Container, Pod
 from tests.lab.requirements import missing_parts
 from tests.lab.supervised import KubeletProcess, supervised
+from tests.lab.survivors import surviving_processes
+from tests.lab.versions import VersionUnavailableError, choose
 from tests.lab.waiting import wait_until
 
 EXPECTED = {
@@ -41,6 +43,11 @@ COMMAND_SECONDS = 60
 
 def main() -> int:
     """Walk the tour; 0 if every fault was named, what was asked for was mended, and all was well again."""
+    try:
+        print(f"Using {choose()}.")
+    except VersionUnavailableError as error:
+        print(f"the demo cannot run here: {error}", file=sys.stderr)
+        return 1
     missing = missing_parts()
     if missing:
         print("the demo cannot run here; missing: " + ", ".join(missing), file=sys.stderr)
@@ -94,12 +101,12 @@ def _mending(folder: Path) -> dict[str, Any]:
 def _break(
     faults: ExitStack, containerd: Containerd, pods: list[Container], kubelet: KubeletProcess, dns: DnsServer
 ) -> tuple[Container, Container, int]:
-    hung, stranded, frozen = pods[:3]
+    hung, frozen = pods[:2]
     faults.enter_context(shim_faults.stopped_shim(hung))
     _say(f"Fault: the shim of pod {hung.pod_namespace}/{hung.pod_name} is stopped (pid {hung.shim_pid}).")
     faults.enter_context(shim_faults.frozen_shim(frozen))
     _say(f"Fault: the shim of pod {frozen.pod_namespace}/{frozen.pod_name} is frozen (pid {frozen.shim_pid}).")
-    faults.enter_context(shim_faults.processes_without_shim(containerd, stranded))
+    stranded = faults.enter_context(surviving_processes(containerd, Pod(name="survivor", namespace="shop")))
     _say(f"Fault: the shim of pod {stranded.pod_namespace}/{stranded.pod_name} was killed, its container runs on.")
     bred = faults.enter_context(
         zombies.zombies_under_container(containerd, 500, pod=Pod(name="zombie-maker", namespace="shop"))

@@ -9,9 +9,11 @@ from tests.lab import shim_faults, zombies
 from tests.lab.dns_servers import DnsMode
 from tests.lab.kubelet_standin import KubeletMode
 from tests.lab.pods import Container, Pod
+from tests.lab.survivors import surviving_processes
 
 BRED_POD = Pod(name="zombie-maker", namespace="shop")
 STUCK_POD = Pod(name="stuck", namespace="shop")
+SURVIVING_POD = Pod(name="survivor", namespace="shop")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ def _spent(maker: Callable[..., AbstractContextManager[object]]) -> Callable[[La
             yield f"pod {pod.pod_namespace}/{pod.pod_name}"
 
     return make
+
+
+@contextmanager
+def _surviving(node: LabNode) -> Iterator[str]:
+    with surviving_processes(node.containerd, SURVIVING_POD) as container:
+        yield f"pod {container.pod_namespace}/{container.pod_name}"
 
 
 @contextmanager
@@ -120,7 +128,7 @@ FAULTS = (
     Fault(
         "shim without live container", _spent(shim_faults.shim_without_live_container), LEAKED, "ShimWithoutContainers"
     ),
-    Fault("processes without shim", _spent(shim_faults.processes_without_shim), LEAKED, "ProcessesWithoutShim"),
+    Fault("processes without shim", _surviving, LEAKED, "ProcessesWithoutShim"),
     Fault("zombies of a parent that does not reap", _zombies(500), ZOMBIES, "ParentNotReaping"),
     Fault("kubelet never answers", _kubelet(KubeletMode.NEVER), KUBELET, "HealthzTimeout"),
     Fault("kubelet trickles", _kubelet(KubeletMode.TRICKLE_BODY), KUBELET, "HealthzTimeout"),

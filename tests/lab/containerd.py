@@ -23,6 +23,7 @@ from . import cgroups, shim_sockets
 from .pods import KUBERNETES, Container
 from .processes import Process, identify, send_signal, state_of
 from .rootfs import make_rootfs
+from .versions import is_at_least
 from .waiting import wait_until
 
 _LONGEST_SOCKET = 107
@@ -39,11 +40,12 @@ PAUSE_IMAGE = "localhost/nodediag-lab/pause:1"
 class Containerd:
     """A containerd of the lab's own, as a context manager.
 
-    ``cri`` switches the CRI plugin on, which the container faults do not need.
+    ``cri`` switches the CRI plugin on.  Only `cri_pods` needs it, and on 2.x with it `survivors`: there it is on
+    unless it is switched off.
     """
 
-    def __init__(self, *, cri: bool = False, binary: str = "containerd") -> None:
-        self.cri = cri
+    def __init__(self, *, cri: bool | None = None, binary: str = "containerd") -> None:
+        self.cri = is_at_least(2) if cri is None else cri
         self.binary = binary
         self.base = Path(tempfile.mkdtemp(prefix="ndlab-"))
         self.root = self.base / "root"
@@ -244,6 +246,10 @@ class Containerd:
                 f'[plugins."{_CRI_PLUGIN}".cni]',
                 f'  bin_dir = "{self.base / "cni-bin"}"',
                 f'  conf_dir = "{self.base / "cni-conf"}"',
+                f'[plugins."{_CRI_PLUGIN}".containerd.runtimes.runc]',
+                '  runtime_type = "io.containerd.runc.v2"',
+                f'[plugins."{_CRI_PLUGIN}".containerd.runtimes.runc.options]',
+                f'  Root = "{self.runc_root}"',
             ]
         self._config.write_text("\n".join(lines) + "\n")
 

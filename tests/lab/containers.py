@@ -75,10 +75,17 @@ def run_container(
         init=init,
         shim=identify(stat.ppid),
         bundle=bundle,
-        shim_socket=_socket_of(bundle),
+        shim_socket=shim_address(bundle),
     )
     containerd.adopt(container)
     return container
+
+
+def shim_address(bundle: Path) -> Path:
+    """Return where a bundle's shim listens: 2.x writes it to `bootstrap.json`, 1.x to `address`."""
+    with suppress(FileNotFoundError):
+        return Path(json.loads((bundle / "bootstrap.json").read_text())["address"].removeprefix("unix://"))
+    return Path((bundle / "address").read_text().removeprefix("unix://"))
 
 
 def run_pod(
@@ -134,13 +141,6 @@ def delete_container(containerd: Containerd, container: Container, timeout: floa
     wait_until(lambda: not container.bundle.exists(), timeout, f"removal of the bundle {container.bundle}")
     cgroups.remove(container.cgroup)
     containerd.forget(container)
-
-
-def _socket_of(bundle: Path) -> Path:
-    """Return the address of a bundle's shim: 2.x writes it to `bootstrap.json`, 1.x to `address`."""
-    with suppress(FileNotFoundError):
-        return Path(json.loads((bundle / "bootstrap.json").read_text())["address"].removeprefix("unix://"))
-    return Path((bundle / "address").read_text().removeprefix("unix://"))
 
 
 def _started(init: Process) -> Stat | None:

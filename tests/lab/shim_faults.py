@@ -100,7 +100,8 @@ def dead_shim_with_bundle(containerd: Containerd, container: Container) -> Itera
 def processes_without_shim(containerd: Containerd, container: Container) -> Iterator[Container]:
     """Kill the shim and let its container's processes live on, with no bundle and no task.
 
-    So does containerd 2.x by itself when a shim is killed.
+    An imitation, for containerd 1.6 and 1.7, which end the processes of a container whose shim was killed.  2.x leaves
+    those of a CRI pod running by itself (containerd#10727); `surviving_processes` makes whichever the version has.
     """
     _lose_shim(containerd, container, keep_processes=True, keep_bundle=False)
     try:

@@ -23,25 +23,27 @@ from . import cgroups, conntrack_faults, dns_wire
 from .churn import churning
 from .containerd import Containerd
 from .containers import delete_container, exec_in, run_container, run_containers, run_pod, running_container
+from .cri_pods import cri_pod
 from .dns_servers import DnsMode, DnsServer
 from .kubelet_standin import HEALTHZ_FAILED, KubeletMode, KubeletStandin, read_recording
 from .leftovers import footprint
 from .netns import Node, linked
 from .pods import Container, Pod
-from .processes import kill, read_stat, send_signal, stat_of, state_of
+from .processes import has_ended, kill, read_stat, send_signal, stat_of, state_of
 from .requirements import missing_parts
 from .shim_faults import (
     dead_shim_with_bundle,
     frozen_shim,
     has_shim,
     orphaned_shim,
-    processes_without_shim,
     shim_without_live_container,
     stopped_shim,
     stuck_state,
 )
 from .shim_ping import connect_answers, state_answers
 from .supervised import KubeletProcess, supervised
+from .survivors import surviving_processes
+from .versions import is_at_least
 from .waiting import LabTimeoutError, wait_until
 from .zombies import (
     HOSTILE_NAMES,
@@ -120,7 +122,7 @@ def test_nothing_is_left_of_a_lab_with_faults_in_progress() -> None:
 
 def test_nothing_is_left_when_the_body_raises_in_every_fault() -> None:
     with pytest.raises(BodyError), Containerd() as lab:  # noqa: PT012 - the body is what raises
-        containers = run_containers(lab, 6)
+        containers = run_containers(lab, 5)
         seen = footprint(lab)
         with (
             stopped_shim(containers[0]),
@@ -128,8 +130,8 @@ def test_nothing_is_left_when_the_body_raises_in_every_fault() -> None:
             stuck_state(lab),
             dead_shim_with_bundle(lab, containers[2]),
             orphaned_shim(lab, containers[3]),
-            processes_without_shim(lab, containers[4]),
-            shim_without_live_container(lab, containers[5]),
+            surviving_processes(lab),
+            shim_without_live_container(lab, containers[4]),
             zombies_under_container(lab, 50),
         ):
             raise BodyError
@@ -314,9 +316,8 @@ def test_a_shim_without_live_container_has_a_stopped_task(containerd: Containerd
     assert not has_shim(container)
 
 
-def test_processes_without_shim_live_on_under_pid_1(containerd: Containerd) -> None:
-    container = run_container(containerd)
-    with processes_without_shim(containerd, container):
+def test_surviving_processes_live_on_under_pid_1(containerd: Containerd) -> None:
+    with surviving_processes(containerd) as container:
         stat = stat_of(container.init)
         assert stat is not None
         assert stat.ppid == 1
@@ -325,6 +326,17 @@ def test_processes_without_shim_live_on_under_pid_1(containerd: Containerd) -> N
         assert not has_shim(container)
         assert containerd.task_status(container.id) == ""
     assert cgroups.members(container.cgroup) == set()
+
+
+def test_only_containerd_2_lets_the_processes_of_a_cri_pod_outlive_their_shim() -> None:
+    with Containerd(cri=True) as lab, cri_pod(lab, ("app", "side")) as containers:
+        assert containers[0].shim == containers[1].shim
+        kill([containers[0].shim])
+        wait_until(lambda: not any(each.bundle.exists() for each in containers), 20.0, "containerd's clean-up")
+        if not is_at_least(2):
+            wait_until(lambda: all(has_ended(each.init) for each in containers), 20.0, "the end of the processes")
+        assert [has_ended(each.init) for each in containers] == [not is_at_least(2)] * 2
+    assert [has_ended(each.init) for each in containers] == [True, True]
 
 
 def test_a_shared_shim_is_not_taken_from_a_pod(containerd: Containerd) -> None:

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +92,6 @@ class Stage:
             RealClock(),
             sysfs="/sys",
             probe_seconds=probe_seconds,
-            cleanup_seconds=0,
         )
 
     def finding(self, reason: str = UNRESPONSIVE, container: str = ID, **values: Value) -> Finding:
@@ -146,7 +147,7 @@ class TestWhatIsConfirmed:
                 f"shim {stage.shim.pid} (pod shop/web-0): it has not answered Connect for 0.2"
             )
             evidence = json.loads(json.dumps(dict(case.evidence())))
-            assert case.perform() == f"shim {stage.shim.pid} was killed; of its containers no process was left after it"
+            assert case.perform() == f"shim {stage.shim.pid} was killed; no process of its containers was left"
             verification = case.verify()
         assert stage.shim.wait(5) == -signal.SIGKILL
         assert verification.helped is True
@@ -392,6 +393,22 @@ class TestWhatCameOfIt:
             verification = case.verify()
         assert verification.helped is None
         assert "cannot be seen" in verification.message
+
+    def test_the_processes_of_its_containers_end_with_it_without_a_wait_for_containerd(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kubelet may start a second copy 1.2 s after the kill (containerd#10727)."""
+        with grove() as ours:
+            stage.namespaces = ("k8s.io", ours.namespace)
+            survivor = ours.sleeper(ours.make(ID))
+            stage.serve(SILENT)
+            finding = stage.finding()
+            with stage.remedy().confirm(finding.target, finding) as case:
+                sleepless = SimpleNamespace(sleep=lambda _: pytest.fail("it waited"), monotonic=time.monotonic)
+                monkeypatch.setattr(kill_shim, "time", sleepless)
+                done = case.perform()
+        ended = f"1 process(es) of its containers: {survivor.pid} (sleep)"
+        assert done == f"shim {stage.shim.pid} was killed, and then {ended}"
 
     def test_a_remembered_process_that_left_its_cgroup_is_still_one_of_it(self, stage: Stage) -> None:
         with grove() as ours:

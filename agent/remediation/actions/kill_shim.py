@@ -1,9 +1,9 @@
-"""KillShim: SIGKILL to a shim that hangs, and an end to whatever of its containers survives it.
+"""KillShim: SIGKILL to a shim that hangs, and to the processes of its containers right after it.
 
-A hung shim holds its pod: it can be neither deleted nor exec'd into until the shim dies. containerd notices the death,
-ends the containers and removes their bundles; 1.6 does so within 3 s, but 2.x may call them exited while their
-processes run on (containerd#10727), so that the kubelet starts a second copy beside the first. So it is looked
-afterwards who is left in these containers' cgroups, and that is ended too.
+A hung shim holds its pod: it can be neither deleted nor exec'd into until the shim dies. containerd notices the death
+and removes the bundles. Up to 1.7 it also ends the containers' processes; 2.x reports the containers of a pod as exited
+while their processes run on (containerd#10727), and the kubelet starts a second copy of each 1.2 to 4 s later. So this
+action does not wait for containerd: two copies of a workload must never run side by side.
 
 What it does not do: it neither deletes the pod nor starts it again. That is the kubelet's, once containerd has told it.
 """
@@ -54,8 +54,8 @@ class KillShim:
         "ContainerdShimLeaked": (WITHOUT_CONTAINERS,),
     }
     does: ClassVar[str] = (
-        "Sends SIGKILL to the shim and waits for containerd to clean up after it; then ends whatever process of the "
-        "shim's containers is still alive, by cgroup.kill or by signals."
+        "Sends SIGKILL to the shim and, as soon as it has ended, to the processes of its containers, by cgroup.kill "
+        "or by signals. containerd 2.x would leave them running beside the copies that the kubelet starts."
     )
     requires: ClassVar[str] = (
         "The process is the shim of that container, and now, asked afresh, does not answer (Connect, or State of the "
@@ -77,13 +77,11 @@ class KillShim:
         *,
         sysfs: str,
         probe_seconds: float = 3.0,
-        cleanup_seconds: float = 4.0,
     ) -> None:
         self._procfs = procfs
         self._cgroups = cgroups
         self._sysfs = sysfs
         self._probe_seconds = probe_seconds
-        self._cleanup_seconds = cleanup_seconds
         self._containers = ContainerProcesses(procfs, cgroups, sysfs, inventory.namespaces)
         self._check = ShimCheck(inventory, procfs, self._containers, clock, probe_seconds)
 
@@ -107,7 +105,6 @@ class KillShim:
                     cgroups=self._cgroups,
                     containers=self._containers,
                     sysfs=self._sysfs,
-                    cleanup_seconds=self._cleanup_seconds,
                 )
 
     def _require_thawable(self, process: Process) -> None:
@@ -136,7 +133,6 @@ class _KilledShim:
     cgroups: Cgroups
     containers: ContainerProcesses
     sysfs: str
-    cleanup_seconds: float
     remembered: tuple[Member, ...] = field(default=())
 
     def evidence(self) -> Mapping[str, Any]:
@@ -150,7 +146,7 @@ class _KilledShim:
         }
 
     def perform(self) -> str:
-        """Kill the shim, and end what is left of its containers once containerd has had its time."""
+        """Kill the shim, and the processes of its containers before the kubelet can start others beside them."""
         try:
             self.look_again()
             self.remembered = self.containers.find(self.accused.containers, self.accused.paths)
@@ -159,7 +155,6 @@ class _KilledShim:
         self._kill()
         done = f"shim {self.grip.process.pid} was killed"
         try:
-            self._wait_for_containerd()
             ended = self.containers.end(self.accused.containers, self._paths(), END_SECONDS)
         except ActError as error:
             raise ActError(f"{done}, but not all of its containers' processes: {error}") from None
@@ -167,8 +162,8 @@ class _KilledShim:
             raise ActError(f"{done}, but what is left of its containers cannot be seen: {error}") from None
         if ended:
             names = ", ".join(f"{process.pid} ({process.comm})" for process in ended[:10])
-            return f"{done}; containerd left {len(ended)} process(es) of its containers, which were killed too: {names}"
-        return f"{done}; of its containers no process was left after it"
+            return f"{done}, and then {len(ended)} process(es) of its containers: {names}"
+        return f"{done}; no process of its containers was left"
 
     def verify(self) -> Verification:
         """Look for the shim, for processes of its containers, and for their bundles."""
@@ -213,11 +208,6 @@ class _KilledShim:
                 "kernel lets it go; look at what it waits for, often a disk or a network mount. Its containers were "
                 "not touched"
             )
-
-    def _wait_for_containerd(self) -> None:
-        deadline = time.monotonic() + self.cleanup_seconds
-        while self.containers.occupied(self._paths()) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
 
     def _paths(self) -> frozenset[str]:
         return self.accused.paths.union(*(member.paths for member in self.remembered))
