@@ -118,12 +118,20 @@ class AgentProcess:
             return False
 
     def metric(self, name: str, **labels: str) -> float | None:
-        """Return one sample of /metrics; None if there is none."""
-        for family in text_string_to_metric_families(self.get("/metrics")[1]):
-            for sample in family.samples:
-                if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items()):
-                    return float(sample.value)
-        return None
+        """Return one sample of /metrics; None if there is none. For samples that belong together see `metrics`."""
+        return self.metrics((name, labels))[0]
+
+    def metrics(self, *wanted: tuple[str, dict[str, str]]) -> list[float | None]:
+        """Return several samples of one scrape, each by name and labels: between two scrapes an agent goes on."""
+        families = text_string_to_metric_families(self.get("/metrics")[1])
+        samples = [sample for family in families for sample in family.samples]
+        return [
+            next(
+                (float(each.value) for each in samples if each.name == name and labels.items() <= each.labels.items()),
+                None,
+            )
+            for name, labels in wanted
+        ]
 
     def statuses(self) -> dict[str, str]:
         """Return the status of every condition."""

@@ -1,5 +1,6 @@
 """The faults of the tour: what is made, and which condition must name it, and whose it must say it is."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -87,12 +88,18 @@ def _table_full(node: ImageNode) -> AbstractContextManager[object]:
 
 
 TOGETHER = (
-    Fault("orphaned shim", _orphaned, "ContainerdShimLeaked", "ShimWithoutContainers", "shop/orphaned"),
-    Fault("stopped shim", _stopped, "ContainerdShimHung", "ShimUnresponsive", "shop/stopped"),
-    Fault("frozen shim", _frozen, "ContainerdShimHung", "ShimUnresponsive", "shop/frozen"),
-    Fault("zombies", _zombies, "ExcessiveDefunctProcesses", "ParentNotReaping", "shop/maker"),
-    Fault("lost DNS queries", _racing, "ConntrackDNSRace", "DNSQueriesLost"),
-    Fault("kubelet not well", _kubelet_ill, "KubeletHealthzFailing", "HealthzNotOK"),
+    Fault("shim orphaned", _orphaned, "ContainerdShimLeaked", "ShimWithoutContainers", "shop/orphaned"),
+    Fault("shim stopped", _stopped, "ContainerdShimHung", "ShimUnresponsive", "shop/stopped"),
+    Fault("shim frozen", _frozen, "ContainerdShimHung", "ShimUnresponsive", "shop/frozen"),
+    Fault(
+        "zombies of a parent that does not reap",
+        _zombies,
+        "ExcessiveDefunctProcesses",
+        "ParentNotReaping",
+        "shop/maker",
+    ),
+    Fault("DNS drops one of each pair", _racing, "ConntrackDNSRace", "DNSQueriesLost"),
+    Fault("kubelet says 500", _kubelet_ill, "KubeletHealthzFailing", "HealthzNotOK"),
 )
 """Those that leave each other alone, in the order in which they can be made: a containerd whose shims hang is slow."""
 APART = (
@@ -102,9 +109,11 @@ APART = (
 
 
 @contextmanager
-def all_together(node: ImageNode) -> Iterator[None]:
-    """Hold all of TOGETHER for the body."""
+def all_together(node: ImageNode) -> Iterator[dict[str, float]]:
+    """Hold all of TOGETHER for the body; yield when each was made, in epoch seconds, by its name."""
+    made: dict[str, float] = {}
     with ExitStack() as stack:
         for fault in TOGETHER:
             stack.enter_context(fault.make(node))
-        yield
+            made[fault.name] = time.time()
+        yield made

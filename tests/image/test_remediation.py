@@ -17,6 +17,7 @@ import yaml
 from agent.client import ClientTls
 from agent.model import Action
 from tests.delivery.deploy.kustomize import overlay
+from tests.detections import REMEDIATIONS, record_outcome
 from tests.e2e.mending import QUICK
 from tests.image.deployed import Deployed, ImageNode, memory_to_spare
 from tests.image.mending import ACTS, Act, asked
@@ -112,6 +113,8 @@ def _perform(node: ImageNode, seen: Tour, act: Act, others: dict[str, Deployed])
             dry_run = name in act.otherwise
             seen.lacking[name, act.action] = asked(others[name], act.action, target, dry_run=dry_run)
         seen.done[act.action] = asked(seen.agent, act.action, target)
+        fault = next(fault for action, fault in REMEDIATIONS if action == act.action.value)
+        record_outcome(act.action.value, fault, "image", seen.done[act.action][0])
 
 
 def _systemd(node: ImageNode) -> ExitStack:

@@ -4,6 +4,7 @@ One tour is made for all tests here: the pod as it is and, beside it, one for ea
 all with the same faults before them.
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from agent.model import Action, DeploymentCause, DetectorState, NodeReport, Stat
 from tests.image.conftest import ROOT
 from tests.image.deployed import NAMED_SECONDS, Deployed, ImageNode, memory_to_spare, read
 from tests.image.faults import APART, TOGETHER, Fault, all_together
+from tests.image.noticed import Noticed
 from tests.lab.pod_spec import Manifest
 from tests.lab.waiting import wait_until
 
@@ -85,22 +87,24 @@ def tour(node: ImageNode) -> Iterator[Tour]:
         agent.pod.await_ready()
         before.close()
         agent.await_well()
-        with all_together(node):
-            _find(seen, TOGETHER)
+        noticed = stack.enter_context(Noticed(agent))
+        with all_together(node) as made:
+            _find(seen, TOGETHER, noticed, made)
             seen.reports = _without(node)
         agent.await_well()
         for fault in APART:
             with fault.make(node):
-                _find(seen, [fault])
+                _find(seen, (fault,), noticed, {fault.name: time.time()})
             agent.await_well()
         seen.healthy = agent.report()
         yield seen
 
 
-def _find(seen: Tour, faults: Iterator[Fault] | tuple[Fault, ...] | list[Fault]) -> None:
+def _find(seen: Tour, faults: tuple[Fault, ...], noticed: Noticed, made: dict[str, float]) -> None:
     for fault in faults:
         try:
             seen.agent.found(fault.fits, f"{fault.name} is named")
+            noticed.record(fault, made[fault.name])
         except AssertionError as error:
             seen.problems[fault.name] = f"{error}; it says {seen.agent.unsettled()}"
 

@@ -71,7 +71,8 @@ def test_a_frozen_container_is_ended_too(ours: Grove, tree: Hierarchy, frozen_at
 
 def test_a_container_that_keeps_forking_is_ended(ours: Grove) -> None:
     path = ours.make("web")
-    forking = "trap '' TERM; while :; do sleep 100 & sleep 0.01; done"
+    inside = f"until grep -q {path} /proc/$$/cgroup; do :; done"  # what it forks before is none of the container's
+    forking = f"{inside}; trap '' TERM; while :; do sleep 100 & sleep 0.01; done"
     first = ours.sleeper(path, TREES[0], argv=("sh", "-c", forking))
     wait_until(lambda: len(cgroups.members(path)) > 3, 5, "some children")
     processes_of(ours).end({"web"}, {path}, 10)
