@@ -1,4 +1,4 @@
-"""What a machine gets besides its image, as a tar file on a second drive: the agent, the lab and tests/vm/guest."""
+"""What a machine gets besides its image, as a tar file on a second drive: the agent and tests/vm/guest."""
 
 import tarfile
 from pathlib import Path
@@ -10,8 +10,6 @@ def make_payload(path: Path) -> None:
     """Write the tar file. Always fresh, so that no machine ever runs the agent of another checkout."""
     with tarfile.open(path, "w") as tar:
         tar.add(ROOT / "agent", "opt/nodediag/agent", filter=_no_cache)
-        tar.add(ROOT / "tests" / "__init__.py", "opt/nodediag/tests/__init__.py")
-        tar.add(ROOT / "tests" / "lab", "opt/nodediag/tests/lab", filter=_no_cache)
         tar.add(ROOT / "tests" / "vm" / "guest", "opt/guest", filter=_no_cache)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--apparmor", default="", help="the profile that confines it, made by containerd if it is not there"
     )
-    parser.add_argument("--argv", nargs="*", default=["/bin/sleep", "1000000"])
+    parser.add_argument("--argv", nargs=argparse.REMAINDER, default=["/bin/sleep", "1000000"])
     arguments = parser.parse_args()
     uid, container = str(uuid.uuid4()), secrets.token_hex(32)
     cgroup = cgroup_of(arguments, uid, container)
