@@ -41,6 +41,7 @@ _LOG = _FOLDER / "log"
 _IS_READY = _FOLDER / "ready"
 _BINARIES = "NODEDIAG_NODE_BINARIES"
 """Set in the environment of what runs inside, to the folder with Kubernetes' programs."""
+_INSIDE = [sys.executable, "-m", "tests.node", "inside"]
 _REPORT = "node: "
 """Begins each line of the log that is for the person who waits."""
 _READY = "ready"
@@ -61,12 +62,16 @@ To remove it: make node-down
 
 def main() -> int:
     """Do what the one argument says."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _end_in_order_on_sigterm()
     try:
         return {"up": up, "down": down, "keep": keep, "inside": inside}[sys.argv[1]]()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+
+
+def _end_in_order_on_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 # -- up and down ----------------------------------------------------------------
@@ -160,7 +165,7 @@ def keep() -> int:
         kubectl = [f"KUBECONFIG={folder / KUBECONFIG}", str(KUBECTL)]
         _write_command(_FOLDER / "kubectl", node, ["--net"], kubectl)
         _write_command(_FOLDER / "enter", node, ["--pid", "--net", "--mount", "--cgroup", "--ipc"], ['--chdir="$PWD"'])
-        return node.run(sys.executable, "-m", "tests.node", "inside", str(folder))
+        return node.run(*_INSIDE, str(folder))
 
 
 def inside() -> int:

@@ -17,7 +17,8 @@ KUBERNETES = "k8s.io"
 class Pod:
     """A pod's identity; containers with the same ``sandbox_id`` share one shim.
 
-    ``pids_limit`` goes to the pod's cgroup, where the kubelet's podPidsLimit goes.
+    ``pids_limit`` goes to the pod's cgroup, where the kubelet's podPidsLimit goes. Where a real kubelet runs,
+    ``parent_cgroup`` must be another one: it ends what it does not know below ``/kubepods``.
     """
 
     name: str = "web-0"
@@ -25,11 +26,12 @@ class Pod:
     uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     sandbox_id: str = field(default_factory=lambda: secrets.token_hex(32))
     pids_limit: int | None = None
+    parent_cgroup: str = "/kubepods/besteffort"
 
     @property
     def cgroup(self) -> str:
         """The pod's cgroup, in each hierarchy."""
-        return f"/kubepods/besteffort/pod{self.uid}"
+        return f"{self.parent_cgroup}/pod{self.uid}"
 
 
 @dataclass(frozen=True)
