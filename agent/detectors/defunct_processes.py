@@ -31,6 +31,7 @@ from agent.detectors.defunct_findings import (
     pod_out_of_pids,
     too_many,
 )
+from agent.durations import measured_duration
 from agent.host import cgroups
 from agent.host.cgroups import CgroupOwner, Cgroups
 from agent.host.procfs import Procfs, Zombie
@@ -243,7 +244,8 @@ class DefunctProcessesDetector:
         if used >= limit * self._settings.exhaustion_share:
             return f"{used / max(1, limit):.0%} are gone"
         if growth is not None and growth > 0 and (limit - used) / growth <= self._settings.exhaustion_seconds:
-            return f"at {growth:.1f} more a second none is left in {(limit - used) / growth / 60:.0f} min"
+            left = measured_duration((limit - used) / growth)
+            return f"at {growth:.2g} more a second none is left in {left}"
         return ""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.host.bundles import Bundle
 from agent.host.inventory import SHIM_COMM, Inventory, InventorySense, Shim
 from agent.host.procfs import Process, Procfs
@@ -176,7 +177,7 @@ class ShimCheck:
 
     def _unanswered(self, answer: ShimAnswer) -> str:
         if answer.outcome is Outcome.WAITING and answer.waiting_seconds >= self._probe_seconds:
-            return f"it has not answered Connect for {answer.waiting_seconds:.1f} s, asked afresh"
+            return f"it has not answered Connect for {measured_duration(answer.waiting_seconds)}, asked afresh"
         if answer.outcome is Outcome.ANSWERED:
             raise refused(RefusalReason.NOT_CONFIRMED, "the shim answers again")
         raise _unclear(answer)
@@ -191,7 +192,8 @@ class ShimCheck:
         if not waiting:
             raise refused(RefusalReason.NOT_CONFIRMED, "the shim answers State of the stuck container again")
         container, seconds = max(waiting.items(), key=lambda pair: pair[1])
-        return f"it answers Connect, but State of container {container[:12]} not for {seconds:.1f} s, asked afresh"
+        silent = measured_duration(seconds)
+        return f"it answers Connect, but State of container {container[:12]} not for {silent}, asked afresh"
 
 
 def _all_stopped(answer: ShimAnswer, shim: Shim) -> str:

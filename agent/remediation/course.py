@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from agent.acts import Outcome, Refusal, RefusalReason, RefusedError, Remediation, Request, refused
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.model import Action, Finding, Status
 from agent.pipeline.board import Board
 from agent.remediation.evidence import EvidenceError, EvidenceStore
@@ -129,7 +130,8 @@ class Course:
                 raise refused(RefusalReason.CANNOT_SEE, message) from error
             stalled = self._clock.stalled() - stalled_before
             if stalled > STALL_TOLERANCE_SECONDS:
-                message = f"the agent itself stood still for {stalled:.1f} s while it looked, so nothing is confirmed"
+                stood = measured_duration(stalled)
+                message = f"the agent itself stood still for {stood} while it looked, so nothing is confirmed"
                 raise refused(RefusalReason.STALLED, message, STALL_RETRY_SECONDS)
             yield case
 

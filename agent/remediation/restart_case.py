@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.host.cgroups import Cgroups
 from agent.host.exchange import Attempt, Ending
 from agent.host.procfs import Process, Procfs
@@ -64,7 +65,8 @@ def grown_up(process: Process, procfs: Procfs, patience: Patience) -> None:
     if age is None:
         raise refused(RefusalReason.TARGET_GONE, f"process {process.pid} is gone")
     if age < patience.restart_grace:
-        why = f"process {process.pid} was started {age:.0f} s ago and may not listen yet; it is left to start"
+        ago = measured_duration(age)
+        why = f"process {process.pid} was started {ago} ago and may not listen yet; it is left to start"
         raise refused(RefusalReason.NOT_CONFIRMED, why)
 
 
@@ -90,7 +92,7 @@ def not_confirmed(attempts: tuple[Attempt[Any], ...]) -> RefusedError:
 def described(attempt: Attempt[Any]) -> str:
     """Return how an attempt ended, in a few words."""
     detail = f" ({attempt.detail})" if attempt.detail else ""
-    return f"{attempt.ending} after {attempt.total_seconds:.3f} s{detail}"
+    return f"{attempt.ending} after {measured_duration(attempt.total_seconds)}{detail}"
 
 
 def told(attempt: Attempt[Any]) -> dict[str, Any]:

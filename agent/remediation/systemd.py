@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.host.exchange import Attempt, Ending, NoAnswerError, Peer, converse
 from agent.printable import printable
 
@@ -340,7 +341,7 @@ class _Conversation:
 def _why(attempt: Attempt[Reply]) -> str:
     match attempt.ending:
         case Ending.TIMEOUT:
-            return f"has not answered within {attempt.total_seconds:.0f} s"
+            return f"has not answered within {measured_duration(attempt.total_seconds)}"
         case Ending.REFUSED:
             return f"takes no connections ({attempt.detail})"
         case Ending.ERROR:

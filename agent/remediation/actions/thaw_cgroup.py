@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from agent.acts import RefusalReason, refused
 from agent.clock import Clock
+from agent.durations import measured_duration
 from agent.host import cgroups as cgroup_names
 from agent.host.bundles import Bundle, Bundles
 from agent.host.cgroups import Cgroups, Freeze
@@ -217,7 +218,8 @@ def _verified_shim(pid: int, answer: ShimAnswer) -> Verification:
     if answer.outcome is Outcome.ANSWERED:
         return Verification(helped=True, message=f"shim {pid} is thawed and answers Connect")
     if answer.outcome is Outcome.WAITING:
-        why = f"shim {pid} is thawed but still does not answer Connect after {answer.waiting_seconds:.0f} s"
+        waited = measured_duration(answer.waiting_seconds)
+        why = f"shim {pid} is thawed but still does not answer Connect after {waited}"
         return Verification(helped=False, message=why)
     return Verification(helped=None, message=f"shim {pid} is thawed; it cannot be asked: {answer.message}")
 

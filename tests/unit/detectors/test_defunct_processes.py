@@ -259,7 +259,7 @@ class TestExhaustion:
         result = detector.check(seen(lasting=300, growth=growth, tasks=400, pid_max=1000))
         assert reasons(result) == (["PidExhaustionAhead"] if near else [])
         if near:
-            assert "at 0.2 more a second none is left in 59 min" in only(result).message
+            assert "at 0.17 more a second none is left in 58 min 49 s" in only(result).message
 
     def test_living_processes_that_use_up_the_pids_are_another_trouble(
         self, detector: DefunctProcessesDetector

@@ -313,7 +313,7 @@ def test_a_silent_bus_is_waited_for_no_longer_than_the_deadline(tmp_path: Path) 
         folder = tmp_path / str(number)
         folder.mkdir()
         began = time.monotonic()
-        with strange_bus(folder, *chunks, hang_up=False) as path, pytest.raises(BusError, match="within 0 s"):
+        with strange_bus(folder, *chunks, hang_up=False) as path, pytest.raises(BusError, match=r"within \d+ ms"):
             systemd(path, 0.2).unit_path(812)
         assert time.monotonic() - began < 2
 
