@@ -58,7 +58,7 @@ class ActFlow:
 
 def build(loaded: Loaded, clock: Clock, board: Board) -> ActFlow:
     """Connect the act flow; nothing is started and no file is touched."""
-    settings, senses = loaded.settings, Senses(loaded, clock)
+    settings, senses = loaded.settings, Senses(loaded, clock, exact=True)
     state_dir = Path(settings.host.state_dir)
     evidence = EvidenceStore(state_dir / "evidence", clock.wall)
     procfs = senses.procfs

@@ -66,13 +66,13 @@ class Agent:
 
 
 class Senses:
-    """The senses that are shared, each set by those of one flow: the detectors, or the remedies."""
+    """The senses that are shared, each set by those of one flow: the detectors, or the remedies, which are `exact`."""
 
-    def __init__(self, loaded: Loaded, clock: Clock, book: PodBook | None = None) -> None:
+    def __init__(self, loaded: Loaded, clock: Clock, book: PodBook | None = None, *, exact: bool = False) -> None:
         settings = loaded.settings
         self.rights = Rights()
         names = CgroupNamespace(settings.host.proc, settings.host.sys)
-        self.procfs = Procfs(settings.host.proc, names.outside, PtraceGuard(self.rights, clock.monotonic))
+        self.procfs = Procfs(settings.host.proc, names.outside, PtraceGuard(self.rights, clock.monotonic), exact=exact)
         self.cgroups = Cgroups(settings.host.sys, self.rights)
         self.namespaces = Namespaces(settings.host.proc)
         self.bundles = Bundles(settings.containerd.state_dir, settings.containerd.namespaces, self.rights)

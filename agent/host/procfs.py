@@ -10,13 +10,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 from agent.host import local_addresses
 from agent.host.backoff import RECORDED, RETRY_SECONDS, Backoff
+from agent.host.quiet_stat import QuietStat
 from agent.host.rights import Rights
 from agent.model import DeploymentFault, ProcessId
 
@@ -101,6 +102,19 @@ def _is_defunct(line: bytes) -> bool:
     return line[at : at + 1] in {b"Z", b"X"}
 
 
+def _count(lines: Iterable[bytes], known: Mapping[bytes, Zombie]) -> Scan:
+    """Count processes by the state in their lines, and return the defunct ones."""
+    states: dict[str, int] = {}
+    zombies: dict[bytes, Zombie] = {}
+    for line in lines:
+        at = line.rfind(b")") + 2
+        state = line[at : at + 1].decode(errors="replace")
+        states[state] = states.get(state, 0) + 1
+        if state == "Z" and (zombie := known.get(line) or _parse_zombie(line, at)):
+            zombies[line] = zombie
+    return Scan(states, zombies)
+
+
 class PtraceGuard:
     """What takes ptrace rights on other processes: explained by our rights, and not tried for a while if recorded."""
 
@@ -109,6 +123,15 @@ class PtraceGuard:
         self._monotonic = monotonic
         self._backoff = Backoff(monotonic)
         self._latest: tuple[float, DeploymentFault] | None = None
+        self._probed: float | None = None
+
+    def recorded(self, probe: Callable[[], object]) -> bool:
+        """Whether a check of ptrace rights on another process is denied and recorded, by a probe once a minute."""
+        now = self._monotonic()
+        if not self.held_off() and (self._probed is None or now - self._probed >= RETRY_SECONDS):
+            self._probed = now
+            probe()
+        return self.held_off()
 
     def held_off(self) -> bool:
         """Whether nothing of the kind is to be tried now."""
@@ -137,15 +160,23 @@ class Procfs:
     """Reads below one procfs root, such as /proc or /host/proc.
 
     `cgroup_names` puts the node's names of cgroups in place of those seen from here (see `cgroup_namespace`).
-    `guard` explains, and backs off from, what takes ptrace rights.
+    `guard` explains, and backs off from, what takes ptrace rights. `exact`: the start time of a process is read anew
+    each time, as it must be of one that is acted on; else it may be remembered (see `quiet_stat`).
     """
 
     def __init__(
-        self, root: str, cgroup_names: CgroupNames = lambda lines: lines, guard: "PtraceGuard | None" = None
+        self,
+        root: str,
+        cgroup_names: CgroupNames = lambda lines: lines,
+        guard: "PtraceGuard | None" = None,
+        *,
+        exact: bool = False,
     ) -> None:
         self._root = root
         self._cgroup_names = cgroup_names
         self._guard = guard or PtraceGuard()
+        self._exact = exact
+        self._quiet_stat = QuietStat(self._read, lambda line: parse_stat(line).start_time)
         self._turn = threading.Lock()
 
     def scan(self, known: Mapping[bytes, Zombie]) -> Scan:
@@ -156,8 +187,9 @@ class Procfs:
         A process that goes away meanwhile, or whose line is cut off, is passed over. Raises OSError if the root
         cannot be read.
         """
+        quiet = self._is_quiet()
         with self._in_turn():
-            return self._scan(known)
+            return _count(self._quiet_lines(), known) if quiet else self._scan(known)
 
     def _scan(self, known: Mapping[bytes, Zombie]) -> Scan:
         states: dict[bytes, int] = {}
@@ -202,7 +234,8 @@ class Procfs:
     def process(self, pid: int) -> Process | None:
         """Return one process, or None if it is gone."""
         try:
-            return parse_stat(self._read(f"{pid}/stat", MAX_STAT_BYTES))
+            line = self._quiet_stat.line(pid) if self._is_quiet() else self._read(f"{pid}/stat", MAX_STAT_BYTES)
+            return parse_stat(line)
         except (OSError, ValueError):
             return None
 
@@ -330,7 +363,21 @@ class Procfs:
             if mine:
                 self._turn.release()
 
+    def _is_quiet(self) -> bool:
+        """Whether to keep to files whose reading is not recorded on the node."""
+        return not self._exact and self._guard.recorded(lambda: self.cwd(INIT_PID))
+
+    def _quiet_lines(self) -> Iterator[bytes]:
+        pids = {int(name) for name in os.listdir(self._root) if name.isdigit()}
+        self._quiet_stat.keep(pids)
+        for pid in pids:
+            with suppress(OSError, ValueError):
+                yield self._quiet_stat.line(pid)
+
     def _stat_lines(self) -> Iterator[bytes]:
+        if self._is_quiet():
+            yield from self._quiet_lines()
+            return
         root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for name in os.listdir(root):

@@ -114,3 +114,86 @@ def test_sockets_that_are_denied_are_tried_once_a_minute(tmp_path: Path, monkeyp
             listeners.held_by(7)
         assert seen.value.fault is not None
     assert len(tried) == 1
+
+
+class TestQuietStat:
+    """While ptrace rights are denied, `stat` of a process is read once, since the kernel checks them each time."""
+
+    @staticmethod
+    def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rights: HeldRights = CONFINED) -> Node:
+        node = Node(tmp_path, rights, monkeypatch)
+        node.proc.add(1, "systemd", ppid=0, start_time=2)
+        node.proc.add(7, "containerd-shim", ppid=1, start_time=700)
+        node.proc.add(8, "a) b (c", ppid=7, state="Z", start_time=800)
+        for pid, name, state, ppid in ((1, "systemd", "S", 0), (7, "containerd-shim", "S", 1), (8, "a) b (c", "Z", 7)):
+            text = f"Name:\t{name}\nUmask:\t0022\nState:\t{state} (x)\nTgid:\t{pid}\nPPid:\t{ppid}\n"
+            node.proc.write(f"{pid}/status", text.encode())
+        return node
+
+    def test_what_is_read_is_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = self.node(tmp_path, monkeypatch)
+        exact = Procfs(str(tmp_path), exact=True)
+        for _ in range(2):
+            assert set(node.procfs.processes()) == set(exact.processes())
+            assert node.procfs.living() == tuple(p for p in node.procfs.processes() if p.pid != 8)
+            assert node.procfs.named("a) b (c") == exact.named("a) b (c")
+            assert node.procfs.process(7) == exact.process(7)
+            mine, theirs = node.procfs.scan({}), exact.scan({})
+            assert (mine.states, set(mine.zombies.values())) == (theirs.states, set(theirs.zombies.values()))
+
+    def test_stat_is_read_once_for_each_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = self.node(tmp_path, monkeypatch)
+        first = node.procfs.processes()
+        for pid in (1, 7, 8):
+            (tmp_path / f"{pid}/stat").unlink()
+        assert node.procfs.processes() == first
+        node.clock.pass_time(RETRY_SECONDS + 1)
+        assert node.procfs.processes() == first
+        assert len(node.tried) == 2, "one probe a minute"
+
+    def test_another_process_of_the_same_pid_is_told_by_its_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node = self.node(tmp_path, monkeypatch)
+        node.procfs.processes()
+        node.proc.add(7, "runc", start_time=900)
+        node.proc.write("7/status", b"Name:\trunc\nState:\tR (running)\nPPid:\t1\n")
+        now = node.procfs.process(7)
+        assert now is not None
+        assert (now.comm, now.start_time, now.state) == ("runc", 900, "R")
+
+    def test_who_acts_reads_stat_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = self.node(tmp_path, monkeypatch)
+        exact = Procfs(str(tmp_path), guard=PtraceGuard(CONFINED, node.clock.monotonic), exact=True)
+        exact.processes()
+        node.proc.add(7, "containerd-shim", ppid=1, start_time=999)
+        now = exact.process(7)
+        assert now is not None
+        assert now.start_time == 999
+
+    def test_without_the_capability_alone_stat_is_read_as_ever(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node = self.node(tmp_path, monkeypatch, rights_without(Capability.SYS_PTRACE))
+        node.procfs.processes()
+        node.proc.add(7, "containerd-shim", ppid=1, start_time=999)
+        now = node.procfs.process(7)
+        assert now is not None
+        assert now.start_time == 999
+
+    @pytest.mark.parametrize("status", [b"", b"Name:\tx\n", b"Name:\tx\nState:\tS\nPPid:\tmany\n"])
+    def test_a_broken_status_is_passed_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: bytes
+    ) -> None:
+        node = self.node(tmp_path, monkeypatch)
+        node.proc.write("7/status", status)
+        assert {process.pid for process in node.procfs.processes()} == {1, 8}
+        assert node.procfs.process(7) is None
+
+
+def test_on_this_machine_the_quiet_lines_are_those_of_stat(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = PtraceGuard(CONFINED)
+    quiet, exact = Procfs("/proc", guard=guard), Procfs("/proc", exact=True)
+    guard.denied("/proc/1/cwd")
+    assert quiet.process(os.getpid()) == exact.process(os.getpid())
+    assert quiet.process(1) == exact.process(1)
