@@ -61,6 +61,9 @@ pytestmark = [
 ]
 
 _SILENCE = 0.3
+"""Seconds in which nothing comes where nothing ever comes."""
+_PATIENCE = 30.0
+"""Seconds within which comes what must come, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +220,8 @@ def test_the_containers_of_a_pod_share_one_shim(containerd: Containerd) -> None:
     wait_until(lambda: state_of(sandbox.shim) == "", 15.0, "the end of the shim with its last container")
 
 
-def test_thirty_containers_start_within_seconds(containerd: Containerd) -> None:
-    before = time.monotonic()
+def test_thirty_containers_have_a_shim_each(containerd: Containerd) -> None:
     containers = run_containers(containerd, 30)
-    assert time.monotonic() - before < 15.0
     assert len({c.shim for c in containers}) == 30
     for container in containers:
         delete_container(containerd, container)
@@ -352,9 +353,7 @@ def test_a_shared_shim_is_not_taken_from_a_pod(containerd: Containerd) -> None:
 
 @pytest.mark.parametrize("count", [500, 16018])
 def test_zombies_in_their_thousands_stand_under_pid_1_of_a_container(containerd: Containerd, count: int) -> None:
-    before = time.monotonic()
     with zombies_under_container(containerd, count, b"server_readines") as breeder:
-        assert time.monotonic() - before < 20.0
         zombies = breeder.zombies()
         assert len(zombies) == count
         assert {z.comm for z in zombies} == {b"server_readines"}
@@ -496,15 +495,13 @@ def _ask(client: socket.socket, *kinds: int) -> None:
         client.send(dns_wire.write_query(kind, "kubernetes.default.svc.cluster.local", kind))
 
 
-def _answers(client: socket.socket, seconds: float) -> list[bytes]:
-    found = []
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        client.settimeout(left)
-        try:
-            found.append(client.recv(512))
-        except (TimeoutError, ConnectionRefusedError):
-            break
+def _answers(client: socket.socket, count: int) -> list[bytes]:
+    """Wait for so many answers, and then for a moment in which no further one may come."""
+    client.settimeout(_PATIENCE)
+    found = [client.recv(512) for _ in range(count)]
+    client.settimeout(_SILENCE)
+    with pytest.raises(TimeoutError):
+        client.recv(512)
     return found
 
 
@@ -518,41 +515,43 @@ def _client(server: DnsServer) -> socket.socket:
 def test_a_dns_server_in_all_its_moods(address: str) -> None:
     with DnsServer(address, delay=0.4) as server, _client(server) as client:
         _ask(client, dns_wire.A, dns_wire.AAAA)
-        assert len(_answers(client, _SILENCE)) == 2
+        _answers(client, 2)
 
         server.set_mode(DnsMode.DROPS_SECOND)
         _ask(client, dns_wire.A, dns_wire.AAAA)
-        (answer,) = _answers(client, _SILENCE)
+        (answer,) = _answers(client, 1)
         assert answer[1] == dns_wire.A
         assert [q.kind for q in server.dropped] == [dns_wire.AAAA]
         for kind in (dns_wire.A, dns_wire.AAAA):
             _ask(client, kind)
-            client.settimeout(5.0)
-            assert client.recv(512)[1] == kind
+            (answer,) = _answers(client, 1)
+            assert answer[1] == kind
 
         server.set_mode(DnsMode.NXDOMAIN)
         _ask(client, dns_wire.A)
-        (answer,) = _answers(client, _SILENCE)
+        (answer,) = _answers(client, 1)
         assert answer[3] & 0xF == dns_wire.NXDOMAIN
 
         server.set_mode(DnsMode.SLOW)
+        before = time.monotonic()
         _ask(client, dns_wire.A)
-        assert _answers(client, 0.2) == []
-        assert len(_answers(client, 1.0)) == 1
+        client.settimeout(_PATIENCE)
+        client.recv(512)
+        assert time.monotonic() - before >= 0.4
 
         server.set_mode(DnsMode.SILENT)
         _ask(client, dns_wire.A)
-        assert _answers(client, _SILENCE) == []
+        _answers(client, 0)
 
         server.set_mode(DnsMode.CLOSED)
         _ask(client, dns_wire.A)
-        client.settimeout(2.0)
+        client.settimeout(_PATIENCE)
         with pytest.raises(ConnectionRefusedError):
             client.recv(512)
 
         server.set_mode(DnsMode.HEALTHY)
         _ask(client, dns_wire.A)
-        assert len(_answers(client, _SILENCE)) == 1
+        _answers(client, 1)
 
 
 def test_a_resolver_library_understands_the_answers() -> None:
@@ -583,22 +582,18 @@ def _get(url: str, timeout: float = 5.0) -> tuple[int, bytes]:
 
 
 def _dial(kubelet: KubeletStandin) -> socket.socket:
-    client = socket.create_connection((kubelet.address, kubelet.port), timeout=5.0)
+    client = socket.create_connection((kubelet.address, kubelet.port), timeout=_PATIENCE)
     client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     return client
 
 
-def _bytes_within(client: socket.socket, seconds: float) -> bytes:
+def _read(client: socket.socket, size: int) -> bytes:
+    """Read exactly so many bytes, however slowly they come."""
+    client.settimeout(_PATIENCE)
     data = b""
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        client.settimeout(left)
-        try:
-            part = client.recv(4096)
-        except TimeoutError:
-            break
-        if not part:
-            break
+    while len(data) < size:
+        part = client.recv(size - len(data))
+        assert part, f"the connection was closed after {data!r}"
         data += part
     return data
 
@@ -630,7 +625,9 @@ def test_a_kubelet_well_late_failing_and_gone() -> None:
 def test_a_silent_kubelet_takes_the_connection_and_sends_nothing(mode: KubeletMode) -> None:
     with KubeletStandin(mode) as kubelet:
         with _dial(kubelet) as client:
-            assert _bytes_within(client, _SILENCE) == b""
+            client.settimeout(_SILENCE)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
         kubelet.set_mode(KubeletMode.HEALTHY)
         assert _get(kubelet.url) == (200, b"ok")
 
@@ -638,11 +635,11 @@ def test_a_silent_kubelet_takes_the_connection_and_sends_nothing(mode: KubeletMo
 @pytest.mark.parametrize("mode", [KubeletMode.TRICKLE_HEADERS, KubeletMode.TRICKLE_BODY])
 def test_a_trickling_kubelet_sends_for_ever_and_never_ends(mode: KubeletMode) -> None:
     with KubeletStandin(mode, seconds=0.02) as kubelet, _dial(kubelet) as client:
-        first = _bytes_within(client, _SILENCE)
-        second = _bytes_within(client, _SILENCE)
-        assert first.startswith(b"HTTP/1.1")
-        assert (b"\r\n\r\n" in first + second) is (mode is KubeletMode.TRICKLE_BODY)
-        assert 0 < len(second) < 100
+        before = time.monotonic()
+        beginning = _read(client, 100)
+        assert time.monotonic() - before >= 0.5
+        assert beginning.startswith(b"HTTP/1.1 200 OK")
+        assert (b"\r\n\r\n" in beginning) is (mode is KubeletMode.TRICKLE_BODY)
 
 
 def test_a_kubelet_gone_mad() -> None:
@@ -653,7 +650,7 @@ def test_a_kubelet_gone_mad() -> None:
                 received += len(client.recv(1 << 20))
         kubelet.set_mode(KubeletMode.GARBAGE)
         with _dial(kubelet) as client:
-            assert not _bytes_within(client, _SILENCE).startswith(b"HTTP")
+            assert not _read(client, 4).startswith(b"HTTP")
         kubelet.set_mode(KubeletMode.RESET)
         with _dial(kubelet) as client, pytest.raises(ConnectionResetError):
             client.recv(10)
