@@ -15,10 +15,7 @@ from agent.printable import printable
 from agent.remediation.hands import Grip, same_process
 from agent.remediation.remedy import ActError
 from agent.remediation.services import Patience
-from agent.remediation.systemd import BusError, DeclinedError, NoServiceError, Systemd, Unit, UnitState
-
-START_LIMIT_HIT = "start-limit-hit"
-"""A unit's Result once systemd refuses to start it for a while (systemd.unit(5), StartLimitBurst=)."""
+from agent.remediation.systemd import START_LIMIT_HIT, BusError, DeclinedError, NoServiceError, Systemd, Unit, UnitState
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +85,12 @@ class Restarter:
             state = None
         if state is None:
             return f"See systemctl show -p ActiveState,Result {unit} and journalctl -u {unit}"
-        if state.result == START_LIMIT_HIT:
+        if state.gave_up:
+            also = "" if state.result == START_LIMIT_HIT else f", although Restart={state.restart}"
             return (
-                f"systemd reports {state}: it was started too often (StartLimitBurst= of the unit) and systemd does "
-                f"not start it again by itself. {journal} for why it ends, and once that is repaired run: systemctl "
-                f"reset-failed {unit} && systemctl start {unit}"
+                f"systemd reports {state}{also}: it was started too often (StartLimitBurst= of the unit) and systemd "
+                f"does not start it again by itself. {journal} for why it ends, and once that is repaired run: "
+                f"systemctl reset-failed {unit} && systemctl start {unit}"
             )
         return f"systemd reports {state}. {journal}"
 

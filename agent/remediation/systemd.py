@@ -84,12 +84,18 @@ class Unit:
     kill_mode: str
 
 
+START_LIMIT_HIT = "start-limit-hit"
+"""A unit's Result once systemd refuses to start it for a while (systemd.unit(5), StartLimitBurst=)."""
+RESTARTED_AFTER_FAILURE = {"always", "on-failure"}
+"""Values of Restart= with which a unit that fails is started again, and so does not stay failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnitState:
     """What systemd reports of a service unit, in its own words (org.freedesktop.systemd1(5)).
 
     `load_state` is `masked` or `not-found` where an administrator masked it or its file is gone; `result` is why it
-    ended last, such as `start-limit-hit`.
+    ended last, such as `start-limit-hit`; `restart` is when systemd starts it again by itself.
     """
 
     unit: Unit
@@ -98,6 +104,16 @@ class UnitState:
     active_state: str
     sub_state: str
     result: str
+    restart: str
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether systemd does not start it again although it would after such an end: its start limit is used up.
+
+        `result` is start-limit-hit only where it ended well before; after a failure it stays what that was.
+        """
+        failed = self.active_state == "failed" and self.restart in RESTARTED_AFTER_FAILURE
+        return failed or self.result == START_LIMIT_HIT
 
     def __str__(self) -> str:
         """The states an administrator would read with `systemctl show`."""
@@ -144,6 +160,7 @@ class Systemd:
             active_state=self._text(path, UNIT, "ActiveState"),
             sub_state=self._text(path, UNIT, "SubState"),
             result=self._text(path, SERVICE, "Result"),
+            restart=self._text(path, SERVICE, "Restart"),
         )
 
     def freezer_state(self, name: str, cgroup: str) -> str:

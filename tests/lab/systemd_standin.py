@@ -96,6 +96,7 @@ class UnitStandin:
     load_state: str = "loaded"
     unit_file_state: str = "enabled"
     freezer_state: str = "running"
+    restart: str = "always"
     control_group: str = ""
 
     @property
@@ -251,6 +252,7 @@ class SystemdStandin:
                 "MainPID": unit.main_pid,
                 "KillMode": unit.kill_mode,
                 "Result": unit.result,
+                "Restart": unit.restart,
                 "ControlGroup": unit.control_group,
             },
         }

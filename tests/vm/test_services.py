@@ -80,20 +80,29 @@ def test_a_used_up_start_limit_does_not_leave_the_node_without_a_kubelet(node: N
     node.wait_until_well()
 
 
-def test_a_kubelet_that_ends_again_and_again_is_reported_with_its_start_limit(node: Node) -> None:
-    node.drop_in(
-        "kubelet",
-        *("[Unit]", "StartLimitIntervalSec=3600", "StartLimitBurst=2"),
-        *("[Service]", "RestartSec=0", "ExecStart="),
-        'ExecStart=/bin/sh -c "test -e /run/kubelet-broken || exec python3 /opt/guest/kubelet.py"',
-    )
-    before = node.main_pid("kubelet")
-    node.output(f"touch /run/kubelet-broken; kill -STOP {before}")
+@pytest.mark.parametrize(
+    ("lines", "result"),
+    [
+        (
+            ["ExecStart=", 'ExecStart=/bin/sh -c "test -e /run/broken || exec python3 /opt/guest/kubelet.py"'],
+            "start-limit-hit",
+        ),
+        (["ExecStartPre=/usr/bin/test ! -e /run/broken"], "exit-code, although Restart=always"),
+    ],
+    ids=["well", "with an error"],
+)
+def test_a_kubelet_that_ends_again_and_again_is_reported_with_its_start_limit(
+    node: Node, lines: list[str], result: str
+) -> None:
+    limits = ["[Unit]", "StartLimitIntervalSec=3600", "StartLimitBurst=2", "[Service]", "RestartSec=0"]
+    node.drop_in("kubelet", *limits, *lines)
+    node.output(f"touch /run/broken; kill -STOP {node.main_pid('kubelet')}")
     node.found(KUBELET)
     done = node.remediate("RestartKubelet", "kubelet")
     assert done.code == 1, done.output
-    assert "start-limit-hit" in done.output
-    assert "reset-failed kubelet.service" in done.output
+    message = " ".join(done.output.split())
+    assert f"Result={result}: it was started too often" in message
+    assert "systemctl reset-failed kubelet.service" in message
 
 
 def test_a_unit_that_may_not_be_stopped_is_left_alone(node: Node) -> None:
