@@ -6,6 +6,7 @@ from agent.durations import measured_duration, rounded
 from agent.host.cgroups import CgroupOwner, PidsLimit
 from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import INIT_PID, Process
+from agent.host.units import unit_of
 from agent.model import Action, DeploymentFault, Finding, PodRef, Target, TargetKind, Value
 from agent.printable import printable
 
@@ -108,19 +109,36 @@ def _whose(parent: Parent) -> str:
 
 
 def _why_not_reaping(parent: Parent, process: Process) -> tuple[str, Action]:
-    """What the parent shows, and what mends it."""
+    """What the parent shows, and what fixes it."""
+    never, instead = _never_touched(parent, process)
     if parent.frozen_cgroup:
-        return f"its cgroup {parent.frozen_cgroup} is frozen", Action.THAW_CGROUP
+        why = f"its cgroup {parent.frozen_cgroup} is frozen"
+        return (f"{why}; {never}, so it {_thawed_by_hand(parent)}", Action.NONE) if never else (why, Action.THAW_CGROUP)
     if process.state in {"T", "t"}:
         return f"it is stopped (state {process.state}) and reaps once it is continued", Action.NONE
-    if parent.pid == INIT_PID:
-        return "it is the node's init, which no remediation touches", Action.NONE
-    if process.comm == SHIM_COMM and parent.owner is None:
-        return "a shim does not reap what an exec left behind; restarting the pod ends both", Action.NONE
-    if parent.owner is None:
-        return f"it is no container's process: restart {_service(parent)}", Action.NONE
+    if never:
+        return f"{never}{instead}", Action.NONE
     unseen = f"; its limit of pids cannot be seen ({parent.cgroups_hidden})" if parent.cgroups_hidden else ""
     return f"look for an exec probe or a script that runs {parent.comm}{unseen}", Action.SIGNAL_PARENT
+
+
+def _never_touched(parent: Parent, process: Process) -> tuple[str, str]:
+    """Why no remediation touches the parent, as the gate refuses it, and what helps instead; empty if one may."""
+    if parent.pid == INIT_PID:
+        return "it is the node's init, which no remediation touches", ""
+    if process.comm == SHIM_COMM and parent.owner is None:
+        return "a shim does not reap what an exec left behind", "; restarting the pod ends both"
+    if process.comm == SHIM_COMM:
+        return "it is named as a shim, which no remediation touches for zombies", "; restarting the pod ends both"
+    if parent.owner is None:
+        return "it is no container's process", f": restart {_service(parent)}"
+    return "", ""
+
+
+def _thawed_by_hand(parent: Parent) -> str:
+    unit = unit_of(parent.frozen_cgroup)
+    first = f"systemctl show -p FreezerState {printable(unit)}" if unit else f"cat {printable(parent.thaw_file)}"
+    return f"is thawed by hand (first: {first})"
 
 
 def _target(parent: Parent, boot_id: str) -> Target:

@@ -96,6 +96,11 @@ def _name(item: SeenShim) -> str:
     return f"shim {process.pid}" if process else "the shim"
 
 
+def _kill(item: SeenShim) -> Action:
+    """KillShim where there is a process to kill; which one answers at a socket cannot always be seen."""
+    return Action.KILL_SHIM if item.shim.process is not None else Action.NONE
+
+
 def _why_silent(item: SeenShim) -> tuple[str, Action]:
     """What the process shows, and what mends it."""
     why, action = _state_shown(item)
@@ -155,7 +160,7 @@ def stuck(item: SeenShim, boot_id: str, limit: float) -> Finding:
         "ShimOperationStuck",
         f"{_name(item)} answers, but an operation on {_whose_container(bundle)} has been stuck for "
         f"{duration(age)}: its State is not answered; {_held_by(holders)}",
-        Action.KILL_SHIM,
+        _kill(item),
         _target(item, boot_id, bundle),
         bundle.identity.pod,
         {
@@ -252,7 +257,7 @@ def without_containers(item: SeenShim, boot_id: str) -> Finding:
         "ShimWithoutContainers",
         f"{_name(item)} of {_whose(lead)} runs on although its containers have exited: containerd has not deleted "
         "them, it may have missed the exit",
-        Action.KILL_SHIM,
+        _kill(item),
         _target(item, boot_id),
         lead.identity.pod,
         {"emptySeconds": rounded(item.faulty_seconds), **_values(item)},

@@ -1,7 +1,6 @@
 """How a frozen cgroup is thawed: by systemd where systemd froze the unit that owns it, else by the cgroup's own file.
 
-Whoever writes to the file behind systemd's back leaves the unit with FreezerState=frozen: systemd then refuses to start
-or restart it until `systemctl thaw`.
+A thaw by the file leaves a unit that systemd froze with FreezerState=frozen, until `systemctl thaw` or a restart.
 """
 
 from collections.abc import Iterator

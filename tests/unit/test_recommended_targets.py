@@ -9,8 +9,12 @@ import pytest
 from agent.acts import Caller, Limits, RefusalReason, Request
 from agent.detectors import container_runtime, healthz_findings
 from agent.detectors.container_runtime import ContainerRuntimeDetector, ContainerRuntimeSettings
+from agent.detectors.defunct_findings import Parent, not_reaping
+from agent.host.cgroups import CgroupOwner
 from agent.host.exchange import Attempt, Ending, Phase
+from agent.host.inventory import SHIM_COMM
 from agent.host.kubelet import HttpAnswer
+from agent.host.procfs import Process
 from agent.host.service import RUNS, Halt, Lifetime
 from agent.model import Action, Finding, ProcessId
 from agent.remediation.gate import decide
@@ -44,9 +48,9 @@ def findings() -> Iterator[Finding]:
                 yield from healthz().check(kubelet).findings
 
 
-def refusal_of(finding: Finding) -> str:
+def refusal_of(finding: Finding, process: ProcessFacts | None = None) -> str:
     target, action = finding.target, finding.recommended_action
-    process = ProcessFacts(812, 4000, str(target.kind), "S", in_container=False, nested=False)
+    process = process or ProcessFacts(812, 4000, str(target.kind), "S", in_container=False, nested=False)
     request = Request("6a1c6f0e-0000-4000-8000-000000000001", action, target, "controller")
     standing = Standing(
         enabled=True,
@@ -94,3 +98,27 @@ def test_the_check_can_fail() -> None:
 @pytest.mark.parametrize("reason", ContainerRuntimeDetector.conditions["ContainerRuntimeUnresponsive"])
 def test_every_reason_is_among_those_checked(reason: str) -> None:
     assert reason in {each.reason for each in findings()}
+
+
+def parents() -> Iterator[Parent]:
+    """Parents of zombies: in a container or not, frozen, stopped, or named as something that is never touched."""
+    owner = CgroupOwner("/kubepods/pod1/abc", "abc")
+    for pid, comm, state, of, frozen in product(
+        (812, 1), ("sh", SHIM_COMM), ("S", "T"), (owner, None), ("", "/system.slice/x.service")
+    ):
+        process = Process(pid, comm, state, 1, 4000)
+        yield Parent(pid, process, 99, 60.0, "sleep", 99, owner=of, frozen_cgroup=frozen)
+
+
+def test_what_is_recommended_for_a_parent_of_zombies_passes_the_gate_as_it_is() -> None:
+    recommended = 0
+    for parent in parents():
+        assert parent.process is not None
+        finding = not_reaping(parent, parent.process, BOOT)
+        if finding.recommended_action is Action.NONE:
+            continue
+        recommended += 1
+        in_container = parent.owner is not None
+        process = ProcessFacts(parent.pid, 4000, parent.process.comm, parent.process.state, in_container, nested=False)
+        assert not refusal_of(finding, process), finding
+    assert recommended

@@ -213,6 +213,13 @@ class TestStuck:
         assert (finding.sightings, finding.timed, finding.pod) == (2, True, WEB)
         assert states_of(result)["stuck"] == 1
 
+    def test_one_whose_process_is_not_known_is_not_to_be_killed(self, detector: ContainerdShimDetector) -> None:
+        """A request without a pid would be refused as inexact."""
+        unknown = replace(shim(), process=None)
+        for answer, faulty in ((stuck_for(STUCK), 0.0), (answered(a=STOPPED, b=STOPPED), LEAK)):
+            finding = only(detector.check(seen(item(unknown, answer, faulty))))
+            assert (finding.recommended_action, finding.target.pid) == (Action.NONE, None)
+
     def test_not_before(self, detector: ContainerdShimDetector) -> None:
         result = detector.check(seen(item(answer=stuck_for(STUCK - JUST))))
         assert result.findings == ()

@@ -188,10 +188,20 @@ class TestParentNotReaping:
             (parent(state="T"), "it is stopped (state T) and reaps once it is continued", Action.NONE),
             (parent(pid=1, owner=None), "it is the node's init", Action.NONE),
             (parent(comm=SHIM_COMM, owner=None), "a shim does not reap what an exec left behind", Action.NONE),
-            (parent(comm=SHIM_COMM), "look for an exec probe", Action.SIGNAL_PARENT),
+            (parent(comm=SHIM_COMM), "it is named as a shim", Action.NONE),
+            (
+                parent(owner=None, frozen_cgroup="/system.slice/cron.service"),
+                "so it is thawed by hand (first: systemctl show -p FreezerState cron.service)",
+                Action.NONE,
+            ),
+            (
+                parent(owner=None, frozen_cgroup="/batch", thaw_file="/sys/fs/cgroup/batch/cgroup.freeze"),
+                "(first: cat /sys/fs/cgroup/batch/cgroup.freeze)",
+                Action.NONE,
+            ),
             (parent(owner=None), "it is no container's process", Action.NONE),
         ],
-        ids=["frozen", "stopped", "init", "shim", "calls itself a shim", "service"],
+        ids=["frozen", "stopped", "init", "shim", "calls itself a shim", "frozen service", "frozen by hand", "service"],
     )
     def test_why_it_does_not_reap_decides_what_helps(
         self, detector: DefunctProcessesDetector, what: Parent, text: str, action: Action
