@@ -11,6 +11,9 @@ BASE ?=
 # Node may have come from elsewhere, as newer ones do; Debian's npm does not go with those, and is not needed then.
 NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
 
+# Runs a command and fails if it leaves anything on the machine.
+TRACELESS := $(BIN)/python -m tools.leaves_no_trace
+
 # Compiled once, not by each of the processes that the tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -23,7 +26,7 @@ LANES := lane-watching lane-cluster-2.1 lane-image lane-remediation lane-image-2
 # Without a suffix a lane runs on 1.6.
 MATRIX_LANES := $(filter-out $(LANES) $(LANES:=-1.6),$(REPEATED_LANES))
 
-.PHONY: run demo node node-down test test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
+.PHONY: run demo node node-down test on-real-parts test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -50,13 +53,17 @@ node-down:
 
 ## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
 test: kubernetes-in-background unit lab-packages node-packages cluster-packages
+	@$(TRACELESS) $(MAKE) --no-print-directory on-real-parts
+
+# Each lane that is run by itself is compared by itself; within this, all of them together.
+on-real-parts:
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
 	$(BIN)/python -m pytest tests/machine
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)
 
 ## test-matrix: the lanes on containerd 1.6, 1.7 and 2.1 that `make test` leaves out
 test-matrix: setup-test lab-packages node-packages cluster-packages
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(MATRIX_LANES)
+	@$(TRACELESS) $(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(MATRIX_LANES)
 
 # A version that cannot be fetched is skipped with its reason, and fails with STRICT=1.
 $(REPEATED_LANES): lane-%:
@@ -64,26 +71,26 @@ $(REPEATED_LANES): lane-%:
 
 # In a node of its own a lane sees none of the faults that another one makes.
 lane-watching:
-	tools/in-a-node $(BIN)/python -m pytest tests/e2e/watching
+	$(TRACELESS) tools/in-a-node $(BIN)/python -m pytest tests/e2e/watching
 
 lane-remediation:
-	tools/in-a-node $(BIN)/python -m pytest tests/e2e/remediation
+	$(TRACELESS) tools/in-a-node $(BIN)/python -m pytest tests/e2e/remediation
 
 lane-cluster:
-	$(BIN)/python -m pytest tests/cluster
+	$(TRACELESS) $(BIN)/python -m pytest tests/cluster
 
 # What it needs of Debian is installed before: apt runs once at a time. The lane that needs it waits for its end.
 kubernetes-in-background: cluster-packages
 	@mkdir -p build; nice -n 19 tools/get-kubernetes >build/kubernetes.log 2>&1 &
 
 lane-image:
-	$(BIN)/python -m pytest tests/image
+	$(TRACELESS) $(BIN)/python -m pytest tests/image
 
 lane-parts:
-	$(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
+	$(TRACELESS) $(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
 
 lane-lab:
-	$(BIN)/python -m pytest tests/lab
+	$(TRACELESS) $(BIN)/python -m pytest tests/lab
 
 lane-delivery:
 	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2

@@ -5,6 +5,7 @@ may leave some (named network namespaces are files in /run), names of Unix socke
 started. All of the machine is compared, and lanes run side by side: so within such a run only the outermost compares.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TextIO
 from uuid import uuid4
 
 MARK = "NODEDIAG_LEAVES_NO_TRACE"
 """Set in the environment of the command, by which its processes are known; in that of a lane, that it is compared."""
+LOCK = Path("/run/lock/nodediag-leaves-no-trace")
+"""Held by each outermost run: what another one has just made cannot be told from what is left."""
 SETTLED_SECONDS = 20.0
 """What ends with the command may take a moment: containerd removes bundles, and the kernel removes namespaces."""
 PAUSE_SECONDS = 0.5
@@ -47,6 +51,8 @@ SYSCTLS = (
 )
 """Those that the lab or a kubelet may write."""
 VOLATILE = ("net/netfilter/nf_conntrack_count",)
+LASTING = ("links", "rules", "sysctls")
+"""What must also be there still. Of the others, what another program had made before may go meanwhile."""
 RULES = (("iptables-save",), ("ip6tables-save",), ("nft", "list", "ruleset"))
 
 
@@ -67,7 +73,8 @@ class Machine:
         for each in fields(self):
             was, now = getattr(before, each.name), getattr(self, each.name)
             yield from (f"{each.name}: left {line}" for line in sorted(now - was))
-            yield from (f"{each.name}: gone {line}" for line in sorted(was - now))
+            if each.name in LASTING:
+                yield from (f"{each.name}: gone {line}" for line in sorted(was - now))
 
 
 def main() -> None:
@@ -83,16 +90,35 @@ def main() -> None:
 
 def run(command: list[str], seconds: float = SETTLED_SECONDS) -> tuple[int, list[str]]:
     """Run the command; return its exit status and what it left, as `settled` does."""
-    mark, before = str(uuid4()), machine()
-    code = subprocess.run(command, env={**os.environ, MARK: mark}, check=False).returncode  # noqa: S603
-    return code, settled(before, mark, seconds)
+    mark = str(uuid4())
+    with LOCK.open("w") as lock:
+        beside, before = not _locked(lock, fcntl.LOCK_EX), machine()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        code = subprocess.run(command, env={**os.environ, MARK: mark}, check=False).returncode  # noqa: S603
+        if not beside and _locked(lock, fcntl.LOCK_EX):
+            return code, settled(before, mark, seconds)
+    print("Another run of the tests is on this machine: only the processes of this one are compared.", file=sys.stderr)  # noqa: T201
+    return code, settled(None, mark, seconds)
 
 
-def settled(before: Machine, mark: str, seconds: float = SETTLED_SECONDS) -> list[str]:
-    """Wait until nothing is different; return what still is after the time that this may take."""
+def _locked(lock: TextIO, how: int) -> bool:
+    """Whether the lock could be had: not if another run holds it."""
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def settled(before: Machine | None, mark: str, seconds: float = SETTLED_SECONDS) -> list[str]:
+    """Wait until nothing is different; return what still is after the time that this may take.
+
+    Without `before` only processes count.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        left = [*machine().differences(before), *(f"processes: left {each}" for each in processes(mark))]
+        left = [f"processes: left {each}" for each in processes(mark)]
+        left += machine().differences(before) if before else ()
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(PAUSE_SECONDS)

@@ -122,13 +122,18 @@ def exec_in(
     containerd: Containerd, container: Container, *argv: str, timeout: float = 20.0, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run a command inside, as an exec probe does, and wait for its end."""
-    fifos = containerd.base / "fifo"
-    fifos.mkdir(exist_ok=True)
     name = f"exec-{secrets.token_hex(4)}"
     return containerd.ctr(
-        "tasks", "exec", "--exec-id", name, "--fifo-dir", str(fifos), container.id, *argv,
+        "tasks", "exec", "--exec-id", name, *fifos_of(containerd), container.id, *argv,
         namespace=container.namespace, timeout=timeout, check=check,
     )  # fmt: skip
+
+
+def fifos_of(containerd: Containerd) -> tuple[str, str]:
+    """Return the option of an exec by which its pipes are in the lab's folder, and not left in /run/containerd/fifo."""
+    fifos = containerd.base / "fifo"
+    fifos.mkdir(exist_ok=True)
+    return "--fifo-dir", str(fifos)
 
 
 def delete_container(containerd: Containerd, container: Container, timeout: float = 30.0) -> None:

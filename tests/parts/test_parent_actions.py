@@ -18,7 +18,7 @@ from agent.remediation.actions.signal_parent import SignalParent
 from agent.remediation.remedy import Remedy, Verification
 from agent.remediation.zombies import Parents
 from tests.lab.containerd import Containerd
-from tests.lab.containers import running_container
+from tests.lab.containers import fifos_of, running_container
 from tests.lab.pods import Container, Pod
 from tests.lab.processes import Process, Stat, children_of, has_ended, read_stat, send_signal, stat_of
 from tests.lab.shim_faults import has_shim
@@ -135,7 +135,7 @@ def second_breeder(containerd: Containerd, breeder: Breeder) -> Iterator[Breeder
     assert container is not None
     before = {child.pid for child in children_of(container.shim_pid)}
     command = ("--exec-id", f"e{secrets.token_hex(4)}", container.id, "/bin/breeder", "/control/t")
-    containerd.ctr("tasks", "exec", "--detach", *command, namespace=container.namespace)
+    containerd.ctr("tasks", "exec", "--detach", *fifos_of(containerd), *command, namespace=container.namespace)
     control = breeder.control.with_name("t")
     wait_until(control.exists, 10, "the second breeder's socket")
     (process,) = (child for child in children_of(container.shim_pid) if child.pid not in before)

@@ -1,5 +1,6 @@
 """What compares the machine before and after a lane sees what is left, and nothing where nothing is."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -33,7 +34,7 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
 def test_what_comes_and_what_goes_is_reported(kind: str) -> None:
     with_one = replace(EMPTY, **{kind: frozenset({"one"})})
     assert [*with_one.differences(EMPTY)] == [f"{kind}: left one"]
-    assert [*EMPTY.differences(with_one)] == [f"{kind}: gone one"]
+    assert [*EMPTY.differences(with_one)] == ([f"{kind}: gone one"] if kind in leaves_no_trace.LASTING else [])
     assert [*with_one.differences(with_one)] == []
 
 
@@ -78,6 +79,19 @@ def test_a_run_within_a_run_compares_nothing_itself(tmp_path: Path) -> None:
     done = subprocess.run(command, env={**os.environ, MARK: "outer"}, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 7
     assert (tmp_path / "made").exists()
+
+
+def test_beside_another_run_only_processes_are_compared(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(leaves_no_trace, "LOCK", tmp_path / "lock")
+    states = iter([EMPTY, *[replace(EMPTY, files=frozenset({"/run/x"}))] * 9])
+    monkeypatch.setattr(leaves_no_trace, "machine", lambda: next(states))
+    assert run(["true"], seconds=0.0) == (0, ["files: left /run/x"])
+    with (tmp_path / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert run(["true"], seconds=0.0) == (0, [])
+    assert "Another run of the tests" in capfd.readouterr().err
 
 
 def test_a_command_that_leaves_a_process_is_told_of_it() -> None:
