@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.detections import record
 from tests.e2e.agent_process import AgentProcess
 from tests.lab import conntrack_faults
 from tests.lab.dns_servers import DnsServer
@@ -62,15 +63,18 @@ def await_settled(agent: AgentProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("maker", "reasons"),
+    ("fault", "maker", "reasons"),
     [
-        (conntrack_faults.table_nearly_full, {"TableNearlyFull"}),
-        (conntrack_faults.table_full, {"TableFull"}),
-        (conntrack_faults.evicting_table, {"TableFull", "EarlyDrop", "TableNearlyFull"}),
+        ("conntrack table nearly full", conntrack_faults.table_nearly_full, {"TableNearlyFull"}),
+        ("conntrack table full", conntrack_faults.table_full, {"TableFull"}),
+        ("conntrack entries evicted", conntrack_faults.evicting_table, {"TableFull", "EarlyDrop", "TableNearlyFull"}),
     ],
 )
 def test_a_table_that_fills_up_is_named_and_clears(
-    watched: tuple[Node, AgentProcess], maker: Callable[[Node], AbstractContextManager[int]], reasons: set[str]
+    watched: tuple[Node, AgentProcess],
+    fault: str,
+    maker: Callable[[Node], AbstractContextManager[int]],
+    reasons: set[str],
 ) -> None:
     node, agent = watched
     wait_until(lambda: race_and_pressure_are_false(agent), 20, "the table is well")
@@ -82,6 +86,7 @@ def test_a_table_that_fills_up_is_named_and_clears(
         assert told[0].at - began < NAMED_SECONDS
         assert {change.type for change in told} == {PRESSURE}
         assert told[0].reason in reasons
+        record(fault, "lab", max(0.0, told[0].at - began), condition=PRESSURE, reason=told[0].reason)
     wait_until(lambda: race_and_pressure_are_false(agent), NAMED_SECONDS, "the pressure is over")
     assert {change.type for change in agent.accusations(before)} == {PRESSURE}
 
