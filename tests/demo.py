@@ -26,7 +26,7 @@ from tests.lab.netns import Node
 from tests.lab.pods import Container, Pod
 from tests.lab.requirements import missing_parts
 from tests.lab.supervised import KubeletProcess, supervised
-from tests.lab.survivors import surviving_processes
+from tests.lab.survivors import container_that_may_survive, surviving_processes
 from tests.lab.versions import VersionUnavailableError, choose
 from tests.lab.waiting import wait_until
 
@@ -60,8 +60,13 @@ def main() -> int:
 
 
 def _pods_tour(folder: Path) -> None:
-    with Containerd() as containerd, KubeletProcess() as kubelet, DnsServer() as dns:
-        pods = run_containers(containerd, 8)
+    with (
+        Containerd() as containerd,
+        KubeletProcess() as kubelet,
+        DnsServer() as dns,
+        container_that_may_survive(containerd, Pod(name="survivor", namespace="shop")) as survivor,
+    ):
+        pods = [*run_containers(containerd, 7), survivor]
         settings = {**settings_for(containerd, kubelet, dns), **_mending(folder)}
         with supervised(containerd), AgentProcess(folder, settings) as agent:
             wait_until(agent.all_well, 20, "the healthy node is well")
@@ -101,12 +106,12 @@ def _mending(folder: Path) -> dict[str, Any]:
 def _break(
     faults: ExitStack, containerd: Containerd, pods: list[Container], kubelet: KubeletProcess, dns: DnsServer
 ) -> tuple[Container, Container, int]:
-    hung, frozen = pods[:2]
+    hung, frozen, *_, stranded = pods
     faults.enter_context(shim_faults.stopped_shim(hung))
     _say(f"Fault: the shim of pod {hung.pod_namespace}/{hung.pod_name} is stopped (pid {hung.shim_pid}).")
     faults.enter_context(shim_faults.frozen_shim(frozen))
     _say(f"Fault: the shim of pod {frozen.pod_namespace}/{frozen.pod_name} is frozen (pid {frozen.shim_pid}).")
-    stranded = faults.enter_context(surviving_processes(containerd, Pod(name="survivor", namespace="shop")))
+    faults.enter_context(surviving_processes(containerd, stranded))
     _say(f"Fault: the shim of pod {stranded.pod_namespace}/{stranded.pod_name} was killed, its container runs on.")
     bred = faults.enter_context(
         zombies.zombies_under_container(containerd, 500, pod=Pod(name="zombie-maker", namespace="shop"))

@@ -12,8 +12,9 @@ from tests.lab.containerd import Containerd
 from tests.lab.containers import run_containers
 from tests.lab.dns_servers import DnsServer
 from tests.lab.kubelet_standin import KubeletStandin
-from tests.lab.pods import Container
+from tests.lab.pods import Container, Pod
 from tests.lab.supervised import KubeletProcess
+from tests.lab.survivors import container_that_may_survive
 from tests.lab.waiting import wait_until
 
 POD_COUNT = 8
@@ -27,6 +28,8 @@ class LabNode:
     kubelet: KubeletStandin
     dns: DnsServer
     pods: list[Container]
+    survivor: Container
+    """Of a pod that the agent has seen alive: whose it was is not known from a cgroup alone."""
     agent: AgentProcess
 
     def fresh_pod(self) -> Container:
@@ -51,8 +54,13 @@ def dns_address(server: DnsServer) -> str:
 @pytest.fixture(scope="package")
 def lab_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabNode]:
     folder: Path = tmp_path_factory.mktemp("node")
-    with Containerd() as containerd, KubeletStandin() as kubelet, DnsServer() as dns:
+    with (
+        Containerd() as containerd,
+        KubeletStandin() as kubelet,
+        DnsServer() as dns,
+        container_that_may_survive(containerd, Pod(name="survivor", namespace="shop")) as survivor,
+    ):
         pods = run_containers(containerd, POD_COUNT)
         with AgentProcess(folder, settings_for(containerd, kubelet, dns)) as agent:
             wait_until(agent.all_well, 15, "a healthy node is found to be healthy")
-            yield LabNode(containerd, kubelet, dns, pods, agent)
+            yield LabNode(containerd, kubelet, dns, pods, survivor, agent)

@@ -13,7 +13,6 @@ from tests.lab.survivors import surviving_processes
 
 BRED_POD = Pod(name="zombie-maker", namespace="shop")
 STUCK_POD = Pod(name="stuck", namespace="shop")
-SURVIVING_POD = Pod(name="survivor", namespace="shop")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def _spent(maker: Callable[..., AbstractContextManager[object]]) -> Callable[[La
 
 @contextmanager
 def _surviving(node: LabNode) -> Iterator[str]:
-    with surviving_processes(node.containerd, SURVIVING_POD) as container:
+    with surviving_processes(node.containerd, node.survivor) as container:
         yield f"pod {container.pod_namespace}/{container.pod_name}"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import cgroups
 from .containerd import Containerd
-from .containers import run_container
+from .containers import delete_container, run_container
 from .cri_pods import cri_pod
 from .pods import Container, Pod
 from .processes import kill
@@ -16,18 +17,34 @@ from .waiting import wait_until
 
 
 @contextmanager
-def surviving_processes(containerd: Containerd, pod: Pod | None = None) -> Iterator[Container]:
-    """Kill a shim whose container's processes run on, with no bundle and no task; yield that container.
+def container_that_may_survive(containerd: Containerd, pod: Pod | None = None) -> Iterator[Container]:
+    """Run a container for `surviving_processes`: one of a CRI pod on 2.x, since no other one survives there."""
+    if is_at_least(2):
+        with cri_pod(containerd, pod=pod) as (container,):
+            yield container
+        return
+    container = run_container(containerd, pod=pod)
+    try:
+        yield container
+    finally:
+        if container.id in containerd.containers:
+            delete_container(containerd, container)
 
-    containerd 2.x does that by itself to the pods of a kubelet (containerd#10727): there it is a CRI pod, and nothing
-    but its shim is killed.  1.6 and 1.7 end the processes: there it is made by `processes_without_shim`.
+
+@contextmanager
+def surviving_processes(containerd: Containerd, container: Container) -> Iterator[Container]:
+    """Kill the shim of a `container_that_may_survive`, whose processes then run on with no bundle and no task.
+
+    containerd 2.x does that by itself to the pods of a kubelet (containerd#10727): there nothing but the shim is
+    killed.  1.6 and 1.7 end the processes: there it is imitated by `processes_without_shim`.
     """
     if not is_at_least(2):
-        container = run_container(containerd, pod=pod)
         with processes_without_shim(containerd, container):
             yield container
         return
-    with cri_pod(containerd, pod=pod) as (container,):
-        kill([container.shim])
-        wait_until(lambda: not container.bundle.exists(), 20.0, f"containerd's clean-up of {container.id}")
+    kill([container.shim])
+    wait_until(lambda: not container.bundle.exists(), 20.0, f"containerd's clean-up of {container.id}")
+    try:
         yield container
+    finally:
+        cgroups.kill_members(container.cgroup)

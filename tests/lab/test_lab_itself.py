@@ -42,7 +42,7 @@ from .shim_faults import (
 )
 from .shim_ping import connect_answers, state_answers
 from .supervised import KubeletProcess, supervised
-from .survivors import surviving_processes
+from .survivors import container_that_may_survive, surviving_processes
 from .versions import is_at_least
 from .waiting import LabTimeoutError, wait_until
 from .zombies import (
@@ -133,7 +133,8 @@ def test_nothing_is_left_when_the_body_raises_in_every_fault() -> None:
             stuck_state(lab),
             dead_shim_with_bundle(lab, containers[2]),
             orphaned_shim(lab, containers[3]),
-            surviving_processes(lab),
+            container_that_may_survive(lab) as survivor,
+            surviving_processes(lab, survivor),
             shim_without_live_container(lab, containers[4]),
             zombies_under_container(lab, 50),
         ):
@@ -318,7 +319,7 @@ def test_a_shim_without_live_container_has_a_stopped_task(containerd: Containerd
 
 
 def test_surviving_processes_live_on_under_pid_1(containerd: Containerd) -> None:
-    with surviving_processes(containerd) as container:
+    with container_that_may_survive(containerd) as container, surviving_processes(containerd, container):
         stat = stat_of(container.init)
         assert stat is not None
         assert stat.ppid == 1
