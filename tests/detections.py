@@ -6,7 +6,9 @@ record at once, and those in a namespace of their own that have the same checkou
 
 import fcntl
 import json
+import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,8 @@ from tests.lab.versions import containerd_version
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "detections"
+KUBERNETES = "NODEDIAG_LAB_KUBERNETES"
+"""In the environment of the cluster's tests: the folder of the kubelet that runs there."""
 WHERE = ("lab", "image", "cluster", "VM")
 
 HUNG, LEAKED = "ContainerdShimHung", "ContainerdShimLeaked"
@@ -118,8 +122,8 @@ def record(
     if not all(found):
         raise ValueError(f"{fault!r} is not in FAULTS: name its condition and reason")
     _check(where)
-    version = containerd or containerd_version()
-    _append(Record(fault, where, version, *found, seconds=round(seconds, 2), facts=_facts(facts, version)))
+    version = containerd or _version(facts)
+    _append(Record(fault, where, version, *found, seconds=round(seconds, 2), facts=_facts(facts, where, version)))
 
 
 def record_outcome(
@@ -127,8 +131,8 @@ def record_outcome(
 ) -> None:
     """Record how an action against a fault ended: verified, refused ..."""
     _check(where)
-    version = containerd or containerd_version()
-    _append(Record(fault, where, version, action=action, outcome=outcome, facts=_facts(facts, version)))
+    version = containerd or _version(facts)
+    _append(Record(fault, where, version, action=action, outcome=outcome, facts=_facts(facts, where, version)))
 
 
 def read(folder: Path = FOLDER) -> list[Record]:
@@ -150,8 +154,17 @@ def _append(made: Record) -> None:
         file.write(json.dumps(row).encode() + b"\n")
 
 
-def _facts(given: Mapping[str, str] | None, version: str) -> dict[str, str]:
-    return dict(given) if given is not None else dict(_of_this_machine(version))
+def _version(facts: Mapping[str, str] | None) -> str:
+    """Return the version of containerd, such as 2.1: that of another machine's facts, or that of this run."""
+    found = re.match(r"\d+\.\d+", (facts or {}).get("containerd", ""))
+    return found[0] if found else containerd_version()
+
+
+def _facts(given: Mapping[str, str] | None, where: str, version: str) -> dict[str, str]:
+    if given is not None:
+        return dict(given)
+    kubernetes = _word(f"{os.environ[KUBERNETES]}/kubelet --version", 1) if KUBERNETES in os.environ else ""
+    return {**_of_this_machine(version), **({"kubernetes": kubernetes} if where == "cluster" else {})}
 
 
 @cache

@@ -22,7 +22,7 @@ PLACES = {
     "VM": "a virtual machine with systemd, cgroup v2 and AppArmor",
 }
 COMMANDS = {
-    "lab": "make lane-watching lane-remediation",
+    "lab": "make lane-watching lane-remediation; pytest tests/machine",
     "image": "make lane-image",
     "cluster": "make lane-cluster",
     "VM": "make vm-test",
