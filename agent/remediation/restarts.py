@@ -20,10 +20,15 @@ from agent.remediation.systemd import START_LIMIT_HIT, BusError, DeclinedError, 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a service will be restarted: by systemd with its unit, else by signals; `text` says which and why."""
+    """How a service will be restarted: by systemd with its unit, else by signals; `text` says which and why.
+
+    `unclean`: SIGKILL is the only signal, since systemd is the supervisor and cannot be reached: with
+    Restart=on-failure it does not start again what a SIGTERM ended (systemd.service(5)).
+    """
 
     text: str
     unit: Unit | None = None
+    unclean: bool = False
 
 
 class Restarter:
@@ -100,7 +105,7 @@ class Restarter:
         if grip.ended(0):
             raise ActError(f"process {pid} ended by itself before it was touched; nothing was done")
         if way.unit is None:
-            return self._signal(grip, way.text)
+            return self._signal(grip, way)
         try:
             self._systemd.restart(way.unit)
         except DeclinedError as error:
@@ -127,8 +132,9 @@ class Restarter:
                 f"({printable(init.comm, 60) if init else 'not to be seen'}) and its cgroup is no service of systemd; "
                 f"and {why}. Restart it by hand, as it was started",
             )
-        unread = "; its Restart= and start limit cannot be read" if supervisor.startswith("systemd ") else ""
-        return Way(f"signals, since {why}; {supervisor} is to start it again{unread}")
+        by_systemd = supervisor.startswith("systemd ")
+        unread = "; its Restart= and start limit cannot be read" if by_systemd else ""
+        return Way(f"signals, since {why}; {supervisor} is to start it again{unread}", unclean=by_systemd)
 
     def _supervisor(self, process: Process) -> str:
         """Who is to start a process again; empty if nobody is known. Parent 0 lies outside of what can be seen."""
@@ -146,16 +152,19 @@ class Restarter:
             way = self._by_signals(now, why)
         except RefusedError as error:
             raise ActError(f"nothing was done: {error}") from None
-        return self._signal(grip, way.text)
+        return self._signal(grip, way)
 
-    def _signal(self, grip: Grip, way: str) -> str:
+    def _signal(self, grip: Grip, way: Way) -> str:
         pid = grip.process.pid
+        if way.unclean:
+            self._kill(grip, f"process {pid} was to be killed (by {way.text})")
+            return f"process {pid} was killed (by {way.text})"
         grip.signal(signal.SIGTERM)
         grip.signal(signal.SIGCONT)  # a stopped process acts on nothing but SIGKILL before it is continued
         if grip.ended(self._patience.term):
-            return f"process {pid} was ended with SIGTERM (by {way})"
-        self._kill(grip, f"SIGTERM was sent (by {way})")
-        return f"process {pid} did not end within {self._patience.term:g} s of SIGTERM and was killed (by {way})"
+            return f"process {pid} was ended with SIGTERM (by {way.text})"
+        self._kill(grip, f"SIGTERM was sent (by {way.text})")
+        return f"process {pid} did not end within {self._patience.term:g} s of SIGTERM and was killed (by {way.text})"
 
     def _kill(self, grip: Grip, before: str) -> None:
         grip.signal(signal.SIGKILL)

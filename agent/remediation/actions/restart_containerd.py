@@ -76,8 +76,9 @@ class RestartContainerd:
     does: ClassVar[str] = (
         "Restarts containerd: by systemd over D-Bus where the host's system bus is mounted (SIGKILL if its process has "
         "not ended after 10 s; what systemd counts of its starts is reset before, so that no start limit keeps it "
-        "down), else by SIGTERM, and SIGKILL after 5 s, leaving the start to its supervisor. A containerd that has "
-        "ended is started by systemd."
+        "down), else by signals, leaving the start to its supervisor: SIGTERM, and SIGKILL after 5 s; SIGKILL at once "
+        "where that is systemd, which need not start again what SIGTERM ended (Restart=on-failure). A containerd that "
+        "has ended is started by systemd."
     )
     requires: ClassVar[str] = (
         "The process must be named containerd, live outside of every container and hold containerd's socket (or, if "

@@ -55,8 +55,9 @@ class RestartKubelet:
     does: ClassVar[str] = (
         "Restarts the kubelet: by systemd over D-Bus where the host's system bus is mounted (SIGKILL if its process "
         "has not ended after 10 s; what systemd counts of its starts is reset before, so that no start limit "
-        "keeps it down), else by SIGTERM, and SIGKILL after 5 s, leaving the start to its supervisor. A kubelet that "
-        "has ended is started by systemd."
+        "keeps it down), else by signals, leaving the start to its supervisor: SIGTERM, and SIGKILL after 5 s; SIGKILL "
+        "at once where that is systemd, which need not start again what SIGTERM ended (Restart=on-failure). A kubelet "
+        "that has ended is started by systemd."
     )
     requires: ClassVar[str] = (
         "The process must be named kubelet, live outside of every container and hold the socket its healthz is asked "

@@ -250,9 +250,18 @@ def test_a_restart_that_went_unanswered_but_came_is_told_so(
 def test_where_the_restart_alone_is_forbidden_signals_do_it(node: FakeNode, kubelet: subprocess.Popen[bytes]) -> None:
     with PrivateBus(DENY_RESTART) as bus, SystemdStandin(bus, unit_of(kubelet.pid)):
         said = end_by_systemd(node, kubelet, bus)
-    assert "was ended with SIGTERM (by signals, since RestartUnit of kubelet.service could not be called" in said
+    assert "was killed (by signals, since RestartUnit of kubelet.service could not be called" in said
     assert "AccessDenied" in said
-    assert kubelet.wait(5) == -signal.SIGTERM
+    assert kubelet.wait(5) == -signal.SIGKILL
+
+
+def test_what_systemd_supervises_without_a_bus_does_not_end_cleanly(
+    node: FakeNode, kubelet: subprocess.Popen[bytes]
+) -> None:
+    """With Restart=on-failure systemd starts nothing again that a SIGTERM ended."""
+    said = end(node, kubelet, lambda grip, seen: (client := restarter(node)).restart(grip, client.way(seen)))
+    assert "its Restart= and start limit cannot be read" in said
+    assert kubelet.wait(5) == -signal.SIGKILL
 
 
 def test_where_the_restart_is_forbidden_and_nobody_starts_it_again_nothing_is_done(
