@@ -36,8 +36,8 @@ def kill_shim(finding: Finding) -> Advice:
     when = _STILL if first and _may_help(finding) else _only_if_nothing_is_lost(finding)
     agent = by_agent(
         finding,
-        "Have the agent kill the shim. It probes the shim again, keeps evidence, and ends every process of its "
-        f"containers that survives. {_afterwards(finding)}",
+        "Have the agent kill the shim. It probes the shim again, keeps evidence, and right after the shim ends the "
+        f"processes of its containers. {_afterwards(finding)}",
         when,
     )
     unknown = Step("Find the shim's process: it is not known here, so there is nothing to signal yet. See the runbook.")
@@ -111,9 +111,9 @@ def _by_hand(finding: Finding, when: str) -> tuple[Step, ...]:
     survivors = each_pid_in(ids, "kill -9 $p")
     return (
         Step(
-            f"Kill the shim by hand, and in the same command what survives of its containers. {_SURVIVORS}",
+            f"Kill the shim by hand, and in the same command the processes of its containers. {_SURVIVORS}",
             condition,
-            (f"{kill} && sleep 1 && {survivors}",),
+            (f"{kill} && {survivors}",),
         ),
         Step(
             "List what is left of these containers by pid, name and state. Nothing but zombies (Z) is left once all "

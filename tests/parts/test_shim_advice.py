@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.lab import cgroups as lab_cgroups
 from tests.lab import shim_faults
 from tests.lab.containerd import Containerd
 from tests.lab.containers import delete_container, run_container, run_pod
+from tests.lab.cri_pods import cri_pod
 from tests.lab.pods import Container, Pod
 from tests.lab.processes import Process, children_of, has_ended, stat_of
 from tests.lab.shim_ping import connect_answers, state_answers
@@ -190,3 +192,16 @@ def test_all_processes_without_a_shim_are_counted_listed_and_ended(containerd: C
         assert listed == {process.pid for process in inside}
         follow(step(finding, "End what is left"))
         wait_until(lambda: all(map(has_ended, inside)), 10, "the end of the processes")
+
+
+def test_the_kill_by_hand_leaves_no_second_writer_where_a_kubelets_pod_survives_its_shim() -> None:
+    """containerd#10727: on 2.x the containers of a CRI pod survive the kill of their shim; nothing is imitated here."""
+    with Containerd(cri=True) as containerd, cri_pod(containerd, ("app", "side")) as containers:
+        shim, inits = containers[0].shim, [container.init for container in containers]
+        with shim_faults.stopped_shim(containers[0]):
+            finding = found(containerd, "ShimUnresponsive", replace(containers[0], id=containers[0].sandbox_id))
+            assert {container.id for container in containers} < set(finding.values["containerIds"])  # type: ignore[arg-type]
+            assert follow(step(finding, "Kill the shim by hand")) == "containerd-shim\n"
+        wait_until(lambda: all(map(has_ended, [shim, *inits])), 10, "the end of the shim and its containers")
+        left = follow(step(finding, "List what is left")).splitlines()
+        assert [line for line in left if not line.endswith("Z (zombie)")] == []
