@@ -51,4 +51,4 @@ def test_what_cannot_be_seen_is_unknown_and_says_why(tmp_path: Path) -> None:
     path.write_text(json.dumps({"containerd": {"state_dir": str(tmp_path / "nothing")}}))
     result = run(rules()["containerd_shim"], path)
     assert result.status == "Unknown"
-    assert result.message.startswith("ContainerdShimHung")
+    assert result.message.startswith("the agent's deployment is at fault: no containerd here")
