@@ -46,7 +46,8 @@ def test_a_silent_kubelet_is_named_before_the_plugin_is_killed(lab_node: LabNode
     assert result.message.startswith("HealthzTimeout: the kubelet")
 
 
-def test_what_cannot_be_seen_is_unknown_and_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_seen_is_unknown_and_says_why(lab_node: LabNode, tmp_path: Path) -> None:
+    assert lab_node.containerd.pid, "a containerd runs whose state directory is elsewhere"
     path = tmp_path / "nodediag.yaml"
     path.write_text(json.dumps({"containerd": {"state_dir": str(tmp_path / "nothing")}}))
     result = run(rules()["containerd_shim"], path)
