@@ -91,6 +91,7 @@ def main() -> None:
 def run(command: list[str], seconds: float = SETTLED_SECONDS) -> tuple[int, list[str]]:
     """Run the command; return its exit status and what it left, as `settled` does."""
     mark = str(uuid4())
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("w") as lock:
         beside, before = not _locked(lock, fcntl.LOCK_EX), machine()
         fcntl.flock(lock, fcntl.LOCK_SH)
