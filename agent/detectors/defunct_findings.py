@@ -105,7 +105,9 @@ def _whose(parent: Parent) -> str:
         return f"pod {parent.pod}"
     if parent.pod is not None:
         return f"pod uid {parent.pod.uid}"
-    return f"container {parent.owner.container_id[:12]}" if parent.owner else "outside any container"
+    if parent.owner is not None:
+        return f"container {parent.owner.container_id[:12]}"
+    return f"unit {printable(parent.unit)}" if parent.unit else "outside any container"
 
 
 def _why_not_reaping(parent: Parent, process: Process) -> tuple[str, Action]:
@@ -160,6 +162,7 @@ def _values(parent: Parent) -> dict[str, Value]:
         "zombieComm": parent.comm,
         "zombieCommCount": parent.comm_count,
         "oldestSeconds": rounded(parent.oldest_seconds),
+        "unit": parent.unit or None,
         **_pids_values(parent.pids),
         "growthPerSecond": parent.growth_per_second,
         "frozenCgroup": parent.frozen_cgroup or None,
@@ -186,4 +189,7 @@ def _pids_values(pids: PidsLimit | None) -> dict[str, Value]:
 
 
 def _service(parent: Parent) -> str:
-    return f"its unit, {printable(parent.unit)}" if parent.unit else "the service it belongs to"
+    """What to restart: a service; a scope, such as a login session, cannot be, but the program in it can."""
+    if parent.unit.endswith(".service"):
+        return f"its unit, {printable(parent.unit)}"
+    return "the program itself" if parent.unit else "the service it belongs to"

@@ -158,7 +158,7 @@ class KubeletPlegDetector:
         stale = age >= self._stale_limit(latest)
         if stale and seen.before is None:
             text = (
-                f"at {_read_at(latest)} the last list of containers was {duration(age)} old; the next reading shows "
+                f"the last list of containers was {duration(age)} old at {_read_at(latest)}; the next reading shows "
                 "whether it is still the last one"
             )
             return CheckResult(unknown={UNHEALTHY: text})
@@ -238,7 +238,7 @@ def _read_at(metrics: PlegMetrics) -> str:
 
 def _healthy(seen: Observation, latest: PlegMetrics, age: float) -> str:
     old = duration(age) if age >= WHOLE_SECONDS else "under 1 s"
-    text = f"at {_read_at(latest)} the last list of containers was {old} old"
+    text = f"the last list of containers was {old} old at {_read_at(latest)}"
     mean = _mean_duration(seen)
     if mean is not None:
         return f"{text}, and lists took {measured_duration(mean)} in the mean since the reading before"
@@ -257,9 +257,9 @@ def _stale_message(latest: PlegMetrics, age: float) -> str:
     own = f'of {duration(limit)} ("PLEG is not healthy")'
     compared = "That is past the kubelet's own limit" if age > limit else "The kubelet has its own limit,"
     return (
-        f"at {_read_at(latest)} the kubelet had not listed its containers for {duration(age)}: it notices neither that "
-        f"one has ended nor that one is ready; what runs goes on. {compared} {own}; whether the node is Ready is not "
-        f"known here. {_WHERE}"
+        f"the kubelet had not listed its containers for {duration(age)} when its metrics were read at "
+        f"{_read_at(latest)}: it notices neither that one has ended nor that one is ready; what runs goes on. "
+        f"{compared} {own}; whether the node is Ready is not known here. {_WHERE}"
     )
 
 

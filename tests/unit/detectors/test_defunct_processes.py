@@ -130,6 +130,7 @@ class TestParentNotReaping:
             "zombieComm": "redis-cli",
             "zombieCommCount": 30,
             "oldestSeconds": 61.2,
+            "unit": None,
             "podPids": 40,
             "podPidsMax": 1000,
             "growthPerSecond": None,
@@ -164,7 +165,14 @@ class TestParentNotReaping:
 
     def test_the_unit_to_restart_is_named(self, detector: DefunctProcessesDetector) -> None:
         finding = only(detector.check(seen(parent(owner=None, pod=None, unit="cron.service"))))
+        assert finding.message.startswith("unit cron.service: process 500 (server) does not reap")
         assert finding.message.endswith("it is no container's process: restart its unit, cron.service")
+        assert finding.values["unit"] == "cron.service"
+
+    def test_a_login_session_is_named_and_not_to_be_restarted(self, detector: DefunctProcessesDetector) -> None:
+        finding = only(detector.check(seen(parent(owner=None, pod=None, unit="session-3.scope"))))
+        assert finding.message.startswith("unit session-3.scope: ")
+        assert finding.message.endswith("it is no container's process: restart the program itself")
 
     def test_what_thaws_the_parent_is_told_with_the_cgroup_that_is_frozen(
         self, detector: DefunctProcessesDetector

@@ -62,7 +62,7 @@ def stale(seconds: float, *, evented: bool = False) -> tuple[PlegMetrics, PlegMe
 class TestDeciding:
     def test_a_kubelet_that_keeps_up(self) -> None:
         assert healthy(check()) == (
-            f"at {READ_AT} the last list of containers was 1.0 s old, and lists took 1.67 ms in the mean since the "
+            f"the last list of containers was 1.0 s old at {READ_AT}, and lists took 1.67 ms in the mean since the "
             "reading before"
         )
         assert "known from the next reading on" in healthy(check(before=None))
@@ -74,7 +74,8 @@ class TestDeciding:
     def test_a_pleg_that_stands_still_is_told_before_the_kubelet_does(self) -> None:
         finding = only(check(*stale(95.0)))
         assert finding.reason == RELIST_SLOW
-        assert f"at {READ_AT} the kubelet had not listed its containers for 95 s" in finding.message
+        begin = f"the kubelet had not listed its containers for 95 s when its metrics were read at {READ_AT}: "
+        assert finding.message.startswith(begin)
         assert finding.values["last_relist_age_seconds"] == 95.0
         assert 'The kubelet has its own limit, of 3 min ("PLEG is not healthy")' in finding.message
         assert "past the kubelet's own limit of 3 min" in only(check(*stale(200.0))).message
