@@ -26,7 +26,7 @@ LANES := lane-watching lane-cluster-2.1 lane-image lane-remediation lane-image-2
 # Without a suffix a lane runs on 1.6.
 MATRIX_LANES := $(filter-out $(LANES) $(LANES:=-1.6),$(REPEATED_LANES))
 
-.PHONY: run demo node node-down test on-real-parts test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
+.PHONY: help run demo node node-down test on-real-parts test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -37,6 +37,10 @@ run: setup
 		2) echo "exit 2: something could not be determined";; \
 		*) exit $$code;; \
 	esac
+
+## help: list the targets
+help:
+	@sed -n 's/^## //p' Makefile
 
 ## demo: the whole tour on real parts, under two minutes
 demo: setup-lab lab-packages
