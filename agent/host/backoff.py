@@ -13,6 +13,8 @@ from agent.model import DeploymentCause, DeploymentFault
 RETRY_SECONDS = 60.0
 """Between two attempts at what was denied."""
 MAX_KEPT = 4096
+CONFINEMENT = frozenset({DeploymentCause.APPARMOR, DeploymentCause.SELINUX})
+"""What a security module denies."""
 RECORDED = frozenset({DeploymentCause.APPARMOR, DeploymentCause.SELINUX, DeploymentCause.PERMISSION})
 """What writes an audit record, or may."""
 

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 from agent.host import local_addresses
-from agent.host.backoff import RECORDED, RETRY_SECONDS, Backoff
+from agent.host.backoff import CONFINEMENT, RETRY_SECONDS, Backoff
 from agent.host.quiet_stat import QuietStat
 from agent.host.rights import Rights
 from agent.model import DeploymentFault, ProcessId
@@ -26,7 +26,7 @@ MAX_STAT_BYTES = 2048
 TURN_SECONDS = 5.0
 """How long one that reads all of /proc waits for another to end."""
 MAX_FILE_BYTES = 16384
-_PTRACE = "ptrace"
+_ALL = "all processes"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
 """The files of a process or thread that may be had as they are."""
@@ -126,27 +126,35 @@ class PtraceGuard:
         self._probed: float | None = None
 
     def recorded(self, probe: Callable[[], object]) -> bool:
-        """Whether a check of ptrace rights on another process is denied and recorded, by a probe once a minute."""
+        """Whether a check of ptrace rights on another process is denied and recorded, by a probe once a minute.
+
+        Only a security module records it, so without one that confines us nothing is probed.
+        """
         now = self._monotonic()
-        if not self.held_off() and (self._probed is None or now - self._probed >= RETRY_SECONDS):
+        if not self._all_held_off() and (self._probed is None or now - self._probed >= RETRY_SECONDS):
             self._probed = now
-            probe()
-        return self.held_off()
+            if self._rights.held().confined:
+                probe()
+        return self._all_held_off()
 
-    def held_off(self) -> bool:
-        """Whether nothing of the kind is to be tried now."""
-        return self._backoff.held_off(_PTRACE) is not None
+    def held_off(self, pid: int) -> bool:
+        """Whether nothing of the kind is to be tried now of this process."""
+        return self._all_held_off() or self._backoff.held_off(pid) is not None
 
-    def denied(self, path: str) -> DeploymentFault:
-        """Take note that a file was denied, and return why."""
-        fault = self._backoff.note(_PTRACE, self._rights.process(path))
+    def denied(self, pid: int, path: str) -> DeploymentFault:
+        """Take note that a file was denied, and return why. A security module denies it of every process."""
+        fault = self._rights.process(path)
+        self._backoff.note(_ALL if fault.cause in CONFINEMENT else pid, fault)
         self._latest = (self._monotonic(), fault)
         return fault
 
     def granted(self) -> None:
-        """Take note that a file was read: what a security module denies, it denies of every process."""
-        if self._latest is not None and self._latest[1].cause in RECORDED:
+        """Take note that a file was read, which a security module that denied it no longer does."""
+        if self._latest is not None and self._latest[1].cause in CONFINEMENT:
             self._latest = None
+
+    def _all_held_off(self) -> bool:
+        return self._backoff.held_off(_ALL) is not None
 
     def latest(self) -> DeploymentFault | None:
         """Return the last denial, unless it is older than the time after which it would have been tried again."""
@@ -260,13 +268,13 @@ class Procfs:
 
         Empty if the process is gone, None if it lives and its directory may not be seen (see `ptrace_denied`).
         """
-        if self._guard.held_off():
+        if self._guard.held_off(pid):
             return None
         path = f"{self._root}/{pid}/cwd"
         try:
             directory = os.readlink(path)
         except PermissionError:
-            self._guard.denied(path)
+            self._guard.denied(pid, path)
             return None
         except OSError:
             return ""

@@ -47,6 +47,11 @@ class Held:
     selinux: str = ""
     initial_user_namespace: bool = True
 
+    @property
+    def confined(self) -> bool:
+        """Whether a security module confines the process."""
+        return bool(self.apparmor or self.selinux)
+
     def has(self, capability: Capability) -> bool:
         """Whether a capability is effective."""
         return bool(self.capabilities >> capability & 1)

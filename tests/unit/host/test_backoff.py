@@ -88,6 +88,22 @@ def test_what_is_permitted_again_is_read_again_and_no_longer_reported(
     assert node.procfs.ptrace_denied() is None
 
 
+def test_what_nothing_accounts_for_is_held_off_for_that_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, rights_without(), monkeypatch)
+    node.procfs.cwd(7)
+    node.denied = False
+    assert [node.procfs.cwd(7), node.procfs.cwd(8)] == [None, "/bundle"]
+
+
+def test_an_agent_that_nothing_confines_probes_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(tmp_path, rights_without(), monkeypatch)
+    node.procfs.processes()
+    assert node.tried == []
+    assert node.procfs.ptrace_denied() is None
+
+
 def test_without_the_capability_every_process_is_tried_since_some_may_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +210,6 @@ class TestQuietStat:
 def test_on_this_machine_the_quiet_lines_are_those_of_stat(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = PtraceGuard(CONFINED)
     quiet, exact = Procfs("/proc", guard=guard), Procfs("/proc", exact=True)
-    guard.denied("/proc/1/cwd")
+    guard.denied(1, "/proc/1/cwd")
     assert quiet.process(os.getpid()) == exact.process(os.getpid())
     assert quiet.process(1) == exact.process(1)
