@@ -19,7 +19,7 @@ PLACES = {
     "lab": "a private containerd on the machine itself, faults made by `tests/lab`, `nodediag run` as a process",
     "image": "the same, on a node with Kubernetes' own paths; the built image runs over CRI as the manifests say",
     "cluster": "a one-node cluster of `make node`: API server, registered kubelet, the DaemonSet applied by kubectl",
-    "VM": "a virtual machine with systemd, cgroup v2 and AppArmor",
+    "VM": "a virtual machine with systemd, cgroup v2 and AppArmor, emulated without KVM",
 }
 COMMANDS = {
     "lab": "make lane-watching lane-remediation; pytest tests/machine",
