@@ -143,9 +143,7 @@ class TestWhatIsConfirmed:
         stage.serve(SILENT)
         finding = stage.finding()
         with stage.remedy().confirm(finding.target, finding) as case:
-            assert case.message.startswith(
-                f"shim {stage.shim.pid} (pod shop/web-0): it has not answered Connect for 0.2"
-            )
+            assert case.message.startswith(f"shim {stage.shim.pid} (pod shop/web-0): it has not answered Connect for ")
             evidence = json.loads(json.dumps(dict(case.evidence())))
             assert case.perform() == f"shim {stage.shim.pid} was killed; no process of its containers was left"
             verification = case.verify()
@@ -160,7 +158,7 @@ class TestWhatIsConfirmed:
         stage.serve(frozenset({"Connect"}))
         finding = stage.finding(STUCK, stuckContainerIds=(ID,))
         with stage.remedy().confirm(finding.target, finding) as case:
-            assert f"State of container {ID[:12]} not for 0.2" in case.message
+            assert f"State of container {ID[:12]} not for " in case.message
 
     def test_a_shim_whose_containers_have_all_stopped_is_confirmed(self, stage: Stage) -> None:
         stage.serve(frozenset({"Connect", "State"}), statuses={ID: STOPPED})
