@@ -23,6 +23,7 @@ from tests.lab.whole_node import WholeNode, is_inside
 
 BINARIES = "NODEDIAG_LAB_KUBERNETES"
 """Set in the environment of the run inside, to the folder with Kubernetes' programs."""
+NIGHTLY = os.environ.get("NIGHTLY") == "1"
 ORDER = (
     "test_shipped", "test_overlays", "test_faults_of_pods", "test_faults_of_services", "test_no_false_finding",
     "test_taken_away",
@@ -52,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(1800 if NIGHTLY else 900))
 
 
 @pytest.fixture(scope="session")

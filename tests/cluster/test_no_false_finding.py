@@ -3,18 +3,18 @@
 Two minutes of churn; with NIGHTLY=1 in the environment, ten.
 """
 
-import os
 import re
 import time
 from contextlib import ExitStack
 
 from tests.cluster.churn import churn_for, churning
+from tests.cluster.conftest import NIGHTLY
 from tests.cluster.deployed import FindingLog
 from tests.cluster.fleet import Fleet
 from tests.cluster.pods import NAMESPACE, pod_spec
 from tests.lab.kubernetes.cluster import NODE_NAME, Cluster
 
-SECONDS = 600.0 if os.environ.get("NIGHTLY") == "1" else 120.0
+SECONDS = 600.0 if NIGHTLY else 120.0
 
 
 def test_churn_with_a_restart_of_containerd_in_it(well: Fleet, cluster: Cluster) -> None:
