@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LAB_PACKAGES := busybox-static conntrack containerd dbus-daemon gcc iproute2 iptables libc6-dev patchelf procps prometheus prometheus-node-exporter runc util-linux
 CLUSTER_PACKAGES := $(LAB_PACKAGES) containernetworking-plugins debian-archive-keyring dpkg-dev patch xz-utils
+VM_PACKAGES := busybox-static cpio e2fsprogs kmod mmdebstrap qemu-system-x86 util-linux
 IMAGE_PACKAGES := buildah debootstrap
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agent/__init__.py)
 # The image's base in a registry, with its digest; empty: Debian's own packages, by debootstrap.
@@ -26,7 +27,7 @@ LANES := lane-watching lane-cluster-2.1 lane-image lane-remediation lane-image-2
 # Without a suffix a lane runs on 1.6.
 MATRIX_LANES := $(filter-out $(LANES) $(LANES:=-1.6),$(REPEATED_LANES))
 
-.PHONY: help run demo node node-down test on-real-parts test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages image image-size wheels lock clean
+.PHONY: help run demo node node-down test on-real-parts test-matrix kubernetes-in-background lane-delivery $(CONTAINERD_LANES) $(REPEATED_LANES) vm-test unit lint format proto proto-release docs monitoring tested-on bench setup lab-packages cluster-packages node-packages vm-packages image image-size wheels lock clean
 
 ## run: look at this very machine once
 run: setup
@@ -56,7 +57,7 @@ node-down:
 	@if [ -e build/node ]; then $(BIN)/python -m tests.node down; else echo "No node runs here."; fi
 
 ## test: everything, on real parts. What looks at this whole machine runs by itself; then several lanes side by side
-test: kubernetes-in-background unit lab-packages node-packages cluster-packages
+test: kubernetes-in-background unit lab-packages node-packages cluster-packages vm-packages
 	@$(TRACELESS) $(MAKE) --no-print-directory on-real-parts
 
 # Each lane that is run by itself is compared by itself; within this, all of them together.
@@ -100,7 +101,7 @@ lane-delivery:
 	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2
 
 ## vm-test: what needs systemd, cgroup v2 or AppArmor, in a virtual machine; it takes both cores, so by itself
-vm-test: setup-test
+vm-test: setup-test vm-packages
 	$(BIN)/python -m pytest tests/vm
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
@@ -179,6 +180,9 @@ lab-packages:
 
 cluster-packages:
 	@tools/debian-packages $(CLUSTER_PACKAGES)
+
+vm-packages:
+	@tools/debian-packages $(VM_PACKAGES)
 
 node-packages:
 	@tools/debian-packages $(NODE_PACKAGES)

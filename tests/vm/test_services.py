@@ -71,6 +71,7 @@ def test_containerd_ended_by_systemctl_is_reported_and_started_on_request(node: 
 def test_a_used_up_start_limit_does_not_leave_the_node_without_a_kubelet(node: Node) -> None:
     node.drop_in("kubelet", "[Unit]", "StartLimitIntervalSec=3600", "StartLimitBurst=1")
     node.output("systemctl reset-failed kubelet; systemctl restart kubelet")
+    node.output("until (exec 3<>/dev/tcp/127.0.0.1/10248) 2>/dev/null; do sleep 0.2; done")
     before = node.main_pid("kubelet")
     node.output(f"kill -STOP {before}")
     node.found(KUBELET, lambda finding: finding["target"].get("pid") == before)

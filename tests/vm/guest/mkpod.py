@@ -23,9 +23,6 @@ def main() -> None:
     parser.add_argument("--namespace", default="shop")
     parser.add_argument("--cgroupfs", action="store_true", help="the kubelet's other cgroup driver")
     parser.add_argument("--qos", default="besteffort", choices=["besteffort", "burstable", "guaranteed"])
-    parser.add_argument(
-        "--apparmor", default="", help="the profile that confines it, made by containerd if it is not there"
-    )
     parser.add_argument("--argv", nargs=argparse.REMAINDER, default=["/bin/sleep", "1000000"])
     arguments = parser.parse_args()
     uid, container = str(uuid.uuid4()), secrets.token_hex(32)
@@ -34,8 +31,6 @@ def main() -> None:
     config = FOLDER / f"{container}.json"
     config.write_text(json.dumps(spec(arguments, uid, container, cgroup)))
     options = [] if arguments.cgroupfs else ["--runc-systemd-cgroup", "--cgroup", cgroup]
-    if arguments.apparmor:
-        options += ["--apparmor-default-profile", arguments.apparmor]
     command = ["ctr", "-n", "k8s.io", "run", "--detach", "--null-io", *options, "--config", str(config), container]
     subprocess.run(command, check=True)
     pod = made_of(arguments, uid, container)
@@ -60,7 +55,6 @@ def spec(arguments: argparse.Namespace, uid: str, container: str, cgroup: str) -
         "user": {"uid": 0, "gid": 0},
         "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         "noNewPrivileges": True,
-        **({"apparmorProfile": arguments.apparmor} if arguments.apparmor else {}),
     }
     return {
         "ociVersion": "1.0.2",
