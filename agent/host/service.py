@@ -110,7 +110,10 @@ class ServiceProcess:
             self._scanned = now
             self._process = self._find()
             if self._process is not None:
-                self._cgroup = self._cgroup_of(self._process)
+                cgroup = self._cgroup_of(self._process)
+                # One that is just ending may be found once more, and is in no cgroup any longer.
+                if cgroup or self._process != self._ended:
+                    self._cgroup = cgroup
         if self._process is None:
             return Lifetime(ended=self._ended, cgroup=self._cgroup)
         self._ended = None

@@ -39,6 +39,15 @@ def test_one_that_was_started_by_hand_afterwards_has_no_unit() -> None:
     assert service.look(urgent=True) == Lifetime(ended=NEXT)
 
 
+def test_one_that_is_found_again_while_it_ends_keeps_its_unit() -> None:
+    """A process that is ending may have no age any more and no cgroup, and still be found by its name."""
+    found, cgroups = iter([KUBELET, KUBELET, None]), iter([UNIT, ""])
+    service = ServiceProcess(lambda: next(found), lambda _: None, StallMeter(), lambda _: next(cgroups))
+    assert service.look(urgent=True).unit == "kubelet.service"
+    assert service.look(urgent=True).unit == "kubelet.service"
+    assert service.look(urgent=True) == Lifetime(ended=KUBELET, cgroup=UNIT)
+
+
 def cgroup(process: ProcessId) -> str:
     return UNIT if process == KUBELET else ""
 
