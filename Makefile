@@ -65,6 +65,7 @@ on-real-parts:
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
 	$(BIN)/python -m pytest tests/machine
 	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)
+	@$(MAKE) --no-print-directory vm-test
 
 ## test-matrix: the lanes on containerd 1.6, 1.7 and 2.1 that `make test` leaves out
 test-matrix: setup-test lab-packages node-packages cluster-packages
@@ -102,7 +103,7 @@ lane-delivery:
 
 ## vm-test: what needs systemd, cgroup v2 or AppArmor, in a virtual machine; it takes both cores, so by itself
 vm-test: setup-test vm-packages
-	$(BIN)/python -m pytest tests/vm
+	$(TRACELESS) $(BIN)/python -m pytest tests/vm
 
 ## unit: only what needs no container engine; these wait more than they work, so several at once
 unit: setup-test lab-packages
