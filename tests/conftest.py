@@ -8,11 +8,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.lab.versions import DEFAULT, VersionUnavailableError, choose, containerd_version
 
 ON_CONTAINERD = frozenset({"cluster", "lab", "parts", "e2e", "image", "integration", "machine"})
 """The folders whose tests start a containerd."""
+
+settings.register_profile("nodediag", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nodediag")
+"""No example fails because it took long: beside another load it may."""
 
 
 def pytest_configure() -> None:

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import jsonschema
@@ -21,6 +23,7 @@ from tests.lab.kubelet_standin import KubeletStandin
 from tests.lab.netns import Node
 from tests.lab.pods import Pod
 from tests.lab.shim_faults import stopped_shim
+from tests.lab.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
@@ -93,8 +96,25 @@ def test_zombies_with_hostile_names_break_no_report(quiet_config: Path) -> None:
     assert all(line.isprintable() for line in text.split("\n"))
 
 
-def test_a_machine_without_kubernetes_is_told_to_be_one(quiet_config: Path) -> None:
-    parsed = report(config=quiet_config)[1]
+@pytest.fixture
+def machine() -> Iterator[Node]:
+    """A machine in a pid namespace of its own: on this one, others may run a containerd beside the tests.
+
+    It has no containerd and no kubelet, but a container that is a node, as kind makes them, whose containerd is not
+    the machine's.
+    """
+    with Node(init_name="systemd") as node:
+        node_in_container = ("unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--")
+        started = node.start(
+            *node_in_container, "sh", "-c", "echo -n containerd >/proc/self/comm; read -r _", stdin=PIPE
+        )
+        wait_until(lambda: node.run("pgrep", "-x", "containerd", check=False).stdout, 30, "its containerd runs")
+        yield node
+        started.kill()
+
+
+def test_a_machine_without_kubernetes_is_told_to_be_one(quiet_config: Path, machine: Node) -> None:
+    parsed = report(config=quiet_config, wrapper=tuple(machine.command()))[1]
     states = {item["name"]: item["state"] for item in parsed["detectors"]}
     assert states["containerd_shim"] == states["container_runtime"] == states["kubelet_healthz"] == "not_applicable"
     assert states["defunct_processes"] == states["conntrack_dns"] == "ok"
@@ -136,13 +156,13 @@ def with_folders(*making: str) -> tuple[str, ...]:
     return ("unshare", "--mount", "sh", "-ec", "; ".join((*mounts, *making, 'exec "$@"')), "sh")
 
 
-def test_folders_without_content_are_neither_a_kubelet_nor_a_containerd(quiet_config: Path) -> None:
+def test_folders_without_content_are_neither_a_kubelet_nor_a_containerd(quiet_config: Path, machine: Node) -> None:
     empty = (
         "mkdir -p /var/lib/kubelet/pki /var/lib/kubelet/pods /var/lib/nodediag /var/lib/containerd /run/nodediag",
         "mkdir -p /run/containerd/s /run/containerd/io.containerd.runtime.v2.task/k8s.io",
         "touch /var/lib/kubelet/config.yaml",
     )
-    parsed = report(config=quiet_config, wrapper=with_folders(*empty))[1]
+    parsed = report(config=quiet_config, wrapper=(*machine.command(), *with_folders(*empty)))[1]
     states = {item["name"]: item["state"] for item in parsed["detectors"]}
     assert states["kubelet_healthz"] == states["container_runtime"] == "not_applicable"
     assert {item["type"] for item in parsed["conditions"]} & {

@@ -84,7 +84,8 @@ class ManualClock:
         return self.now + self.stall
 
     def awake(self) -> float:
-        self.now += self.step
+        if self.step:  # else it is only read, so that another thread may move it
+            self.now += self.step
         return self.now
 
     def stalled(self) -> float:

@@ -3,7 +3,6 @@
 import math
 import socket
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from agent.model import (
 )
 from agent.pipeline.conditions import Hysteresis, Thresholds, advance
 from agent.schema import rule_of
+from tests.unit.builders import ManualClock
 from tests.unit.doubles import denied_fault
 
 URL = "http://127.0.0.1:10248/healthz"
@@ -450,18 +450,21 @@ def test_a_network_of_our_own_accuses_nobody() -> None:
 
 
 def test_probe_and_check_on_a_real_socket() -> None:
+    clock = ManualClock()
+
     def serve() -> None:
-        for pause in (0.0, 0.0, 0.25, 0.25):
+        for pause in (0.0, 0.0, 0.25):
             connection, _ = listener.accept()
             connection.recv(4096)
-            time.sleep(pause)
+            clock.advance(pause)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
         watch = detector(
             f"http://127.0.0.1:{listener.getsockname()[1]}/healthz",
-            settings=KubeletHealthzSettings(deadline_seconds=2, hedge_seconds=0.1, slow_seconds=0.2),
+            settings=KubeletHealthzSettings(deadline_seconds=2, hedge_seconds=1, slow_seconds=0.2),
+            clock=clock,
             kubelet_process=lambda: KUBELET,
             process_age=lambda _: 5.0,
         )

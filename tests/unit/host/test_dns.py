@@ -24,12 +24,16 @@ from agent.host.dns_conversation import MAX_JUNK, Asked, Fate, encode_name, name
 from agent.host.dns_servers import DnsServer, parse_resolv_conf, parse_server, servers_problem
 
 NAME = "kubernetes.default.svc.cluster.local"
-ATTEMPT = 0.3
-"""Long enough for an answer on a busy machine."""
+ATTEMPT = 10.0
+"""For what is answered; it takes as long only if it is not."""
 SHORT = 0.15
 """For what is never answered."""
-LOSSY = 0.3
-"""For what is answered in part: a late answer still has as long again."""
+SPOILT = 0.5
+"""For what is answered by nonsense alone."""
+LOSSY = 1.5
+"""For what is answered in part: each answer has as long, on a machine that does other things as well."""
+HANG_SECONDS = 20.0
+"""What has not ended by then waits for what will not come."""
 Reply = Callable[[bytes], None]
 Behaviour = Callable[[bytes, tuple[str, int], Reply], None]
 A, L, U, R = Fate.ANSWERED, Fate.LOST, Fate.UNSENT, Fate.REFUSED
@@ -80,19 +84,18 @@ def silent(_query: bytes, _client: tuple[str, int], _reply: Reply) -> None:
 
 
 class DropOneOfPair:
-    """Waits a little with each answer; of two queries that come from one socket meanwhile it answers the first."""
+    """Answers the first query of each pair and drops the second; pairs and controls come by turns, a socket each."""
 
     def __init__(self) -> None:
-        self.waiting: set[tuple[str, int]] = set()
+        self.clients: list[tuple[str, int]] = []
 
     def __call__(self, query: bytes, client: tuple[str, int], reply: Reply) -> None:
-        def late() -> None:
-            self.waiting.discard(client)
+        first = client not in self.clients
+        if first:
+            self.clients.append(client)
+        is_pair = self.clients.index(client) % 2 == 0
+        if first or not is_pair:
             reply(answer(query))
-
-        if client not in self.waiting:
-            self.waiting.add(client)
-            threading.Timer(0.02, late).start()
 
 
 def ask(*servers: str, attempt: float = ATTEMPT, repeats: int = 3, name: str = NAME) -> tuple[Exchange, ...]:
@@ -169,40 +172,65 @@ class TestAsk:
         with serving(silent) as server:
             (seen,) = ask(server, attempt=SHORT)
         assert fates(seen) == ([(L, L)], [(L, U)])
-        assert 2 * SHORT <= seen.waited_seconds < 2 * SHORT + 1
+        assert 2 * SHORT <= seen.waited_seconds < HANG_SECONDS
 
     def test_refused_is_known_at_once(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reserved:
             reserved.bind(("127.0.0.1", 0))
             server = f"127.0.0.1:{reserved.getsockname()[1]}"
         started = time.monotonic()
-        (seen,) = ask(server, attempt=2)
-        assert time.monotonic() - started < 1
+        (seen,) = ask(server, attempt=2 * HANG_SECONDS)
+        assert time.monotonic() - started < HANG_SECONDS
         assert fates(seen) == ([(R, R)], [(R, U)])
         assert seen.detail == "Connection refused"
 
     def test_slow_is_answered_and_measured_though_it_takes_longer_than_an_attempt(self) -> None:
-        late: list[threading.Timer] = []
+        """The pair is answered once the control is asked, which is an attempt later; the control never is."""
+        held: list[tuple[bytes, Reply]] = []
 
         def behaviour(query: bytes, _client: tuple[str, int], reply: Reply) -> None:
-            late.append(threading.Timer(0.2, reply, (answer(query),)))
-            late[-1].start()
+            held.append((query, reply))
+            if len(held) == 3:
+                for asked, send in held[:2]:
+                    send(answer(asked))
 
         with serving(behaviour) as server:
-            (seen,) = ask(server, attempt=0.13)
-            for each in late:  # the last answer is on its way
-                each.join()
+            (seen,) = ask(server, attempt=LOSSY)
         assert fates(seen) == ([(A, A)], [(L, U)])
         for query in seen.pairs[0]:
-            assert query.seconds == pytest.approx(0.2, abs=0.15)
+            assert query.seconds is not None
+            assert LOSSY - 0.1 < query.seconds < HANG_SECONDS
 
     def test_several_servers_are_asked_at_once(self) -> None:
-        with serving(healthy) as first, serving(silent) as second, serving(silent, "::1") as third:
-            started = time.monotonic()
-            seen = ask(first, second, third, attempt=0.1)
-            assert time.monotonic() - started < 0.7
+        """The first answers once all are asked; when an attempt has passed, the others see that it was asked, too."""
+        asked = {name: threading.Event() for name in ("first", "second", "third")}
+        at_once: list[bool] = []
+
+        def once_all_are_asked(query: bytes, _client: tuple[str, int], reply: Reply) -> None:
+            asked["first"].set()
+            if all(each.wait(LOSSY) for each in asked.values()):
+                reply(answer(query))
+
+        def silent_as(name: str) -> Behaviour:
+            clients: set[tuple[str, int]] = set()
+
+            def behaviour(_query: bytes, client: tuple[str, int], _reply: Reply) -> None:
+                clients.add(client)
+                asked[name].set()
+                if len(clients) == 2:
+                    at_once.append(asked["first"].is_set())
+
+            return behaviour
+
+        with (
+            serving(once_all_are_asked) as first,
+            serving(silent_as("second")) as second,
+            serving(silent_as("third"), "::1") as third,
+        ):
+            seen = ask(first, second, third, attempt=LOSSY)
         assert [str(each.server) for each in seen] == [first, second, third]
         assert [fates(each)[0] for each in seen] == [[(A, A)], [(L, L)], [(L, L)]]
+        assert at_once == [True, True]
 
     def test_no_way_there(self) -> None:
         (seen,) = ask("fe80::1%nowhere")
@@ -229,9 +257,9 @@ class TestHostile:
     )
     def test_what_answers_nothing_is_no_answer(self, spoil: Callable[[bytes], bytes]) -> None:
         with serving(lambda query, _, reply: reply(spoil(query))) as server:
-            (seen,) = ask(server, attempt=SHORT)
+            (seen,) = ask(server, attempt=SPOILT)
         assert fates(seen) == ([(L, L)], [(L, U)])
-        assert seen.junk == 3
+        assert 1 <= seen.junk <= 3, "as much as came in time"
 
     def test_an_answer_of_60_kb_is_one(self) -> None:
         with serving(lambda query, _, reply: reply(answer(query) + bytes(60000))) as server:
@@ -255,7 +283,7 @@ class TestHostile:
 
         with serving(behaviour) as server:
             cpu = time.thread_time()
-            (seen,) = ask(server, attempt=1)
+            (seen,) = ask(server)
         assert time.thread_time() - cpu < 0.1
         assert fates(seen) == ([(L, L)], [(L, U)])
         assert seen.junk == 2 * MAX_JUNK
@@ -283,9 +311,9 @@ clock = StallMeter()
 clock.start()
 sense = Dns(clock, "{NAME}", sys.argv[1:])
 print("ready", flush=True)
-(seen,) = sense.ask(sense.servers().servers, 0.2, 3)
+(seen,) = sense.ask(sense.servers().servers, 1.0, 3)
 for query in (*seen.pairs[0], *seen.controls[0]):
-    print(query.fate, query.seconds is not None and query.seconds < 0.2)
+    print(query.fate, query.seconds is not None and query.seconds < 1.0)
 """
 
 
@@ -297,31 +325,31 @@ def test_our_own_stall_loses_nothing_and_makes_nobody_slow() -> None:
         if not stopped:
             stopped.append(time.monotonic())
             prober.send_signal(signal.SIGSTOP)
-            threading.Timer(0.45, prober.send_signal, (signal.SIGCONT,)).start()
+            threading.Timer(1.5, prober.send_signal, (signal.SIGCONT,)).start()
         time.sleep(0.02)
         healthy(query, client, reply)
 
     with serving(behaviour) as server:
         command = [sys.executable, "-c", OWN_STALL, server]
         prober = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        output, _ = prober.communicate(timeout=20)
-    assert time.monotonic() - stopped[0] > 0.4
+        output, _ = prober.communicate(timeout=60)
+    assert time.monotonic() - stopped[0] > 1.4
     assert output.split("\n") == ["ready", *["answered True"] * 4, ""]
 
 
 def test_time_is_up_only_by_the_time_in_which_we_could_run() -> None:
-    """As under a CPU quota: three quarters of the time are not ours, and answers take two attempts of wall time."""
+    """As under a CPU quota: most of the time is not ours, and answers take longer than an attempt of wall time."""
 
     class Throttled(StallMeter):
         def awake(self) -> float:
-            return self.monotonic() / 4
+            return self.monotonic() / 40
 
     def behaviour(query: bytes, _client: tuple[str, int], reply: Reply) -> None:
-        threading.Timer(0.08, reply, (answer(query),)).start()
+        threading.Timer(0.15, reply, (answer(query),)).start()
 
     with serving(behaviour) as server:
         sense = Dns(Throttled(), NAME, [server])
-        (seen,) = sense.ask(sense.servers().servers, 0.04, 3)
+        (seen,) = sense.ask(sense.servers().servers, 0.1, 3)
     assert fates(seen) == ([(A, A)], [(A, A)])
 
 
@@ -338,7 +366,7 @@ sense = Dns(StallMeter(), "{NAME}", ["127.0.0.1"])
 (seen,) = sense.ask(sense.servers().servers, 2, 3)
 print(*(query.fate for query in (*seen.pairs[0], *seen.controls[0])), seen.detail)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "blocked blocked blocked unsent Operation not permitted\n"
 
 

@@ -182,7 +182,7 @@ def test_a_watcher_that_waits_is_ended_at_once(feed: Feed, end: Callable[[Feed, 
     threading.Thread(target=read, daemon=True).start()
     time.sleep(0.05)
     end(feed, watcher)
-    assert ended.wait(2)
+    assert ended.wait(30)
 
 
 def test_a_closed_feed_tells_nobody_anything(board: Board, feed: Feed) -> None:
@@ -200,7 +200,7 @@ def test_a_watcher_that_waits_is_told_as_soon_as_something_changes(board: Board,
     while len(heard) + int(not watcher._due) < 1:
         time.sleep(0.001)
     say(board, condition())
-    reader.join(2)
+    reader.join(30)
     assert heard == [Snapshot(()), Changed(condition())]
 
 
@@ -210,7 +210,7 @@ def test_readers_that_never_read_do_not_hold_the_writer(board: Board, feed: Feed
     began = time.monotonic()
     for number in range(2000):
         say(board, condition(f"Reason{number}"))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
 
 
 def test_many_writers_and_a_reader_that_comes_late_agree_in_the_end(board: Board, feed: Feed) -> None:

@@ -1,6 +1,7 @@
 """When a detector looks, what becomes of its word, and what a detector that misbehaves cannot do."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,9 @@ from agent.schema import DetectorSettings
 from tests.lab.waiting import wait_until
 from tests.unit.doubles import CLEAN, DIRTY, SICK, FakeClock, Script, Stuck, runner_of, sick
 
+SECONDS = 30.0
+"""For what happens at once, on a machine that does other things as well."""
+
 
 @pytest.fixture
 def clock() -> FakeClock:
@@ -53,17 +57,27 @@ def told(board: Board, name: str = "scripted") -> tuple[DetectorStatus, Conditio
 
 
 @contextmanager
-def started(*runners: Runner, released: Stuck) -> Iterator[None]:
-    """The runners in their threads; in the end the stuck one is released."""
+def started(*runners: Runner, released: Stuck | None = None) -> Iterator[None]:
+    """The runners in their threads; in the end the stuck one is released, and none looks any more.
+
+    A look that outlasts its test would be in the log of the next one.
+    """
+    before = set(threading.enumerate())
     for runner in runners:
         runner.start()
+    threads = [thread for thread in threading.enumerate() if thread not in before]
     try:
-        assert released.inside.wait(5)
+        if released:
+            assert released.inside.wait(SECONDS)
         yield
     finally:
         for runner in runners:
             runner.stop()
-        released.release.set()
+        if released:
+            released.release.set()
+        for thread in threads:
+            thread.join(SECONDS)
+            assert not thread.is_alive()
 
 
 # What is told
@@ -327,9 +341,8 @@ def test_a_suspicion_does_not_hurry_looks_that_cannot_see(
 def test_it_looks_again_and_again_until_stopped(board: Board, clock: FakeClock) -> None:
     detector = Script(CheckResult(recheck_seconds=0))
     runner = runner_of(detector, board, clock)
-    runner.start()
-    wait_until(lambda: detector.probes >= 3, 5, "three looks")
-    runner.stop()
+    with started(runner):
+        wait_until(lambda: detector.probes >= 3, SECONDS, "three looks")
 
 
 # A probe that does not return
@@ -347,11 +360,8 @@ def test_a_fault_of_our_own_ends_no_watch(board: Board, clock: FakeClock, monkey
     states: list[DetectorState] = []
     board.subscribe(lambda entry: states.append(entry.status.state))
     runner = runner_of(Script(CLEAN, CLEAN), board, clock, period_seconds=0.1)
-    runner.start()
-    try:
-        wait_until(lambda: DetectorState.OK in states, 5, "it looks again")
-    finally:
-        runner.stop()
+    with started(runner):
+        wait_until(lambda: DetectorState.OK in states, SECONDS, "it looks again")
     assert states[:2] == [DetectorState.STARTING, DetectorState.FAILED]
 
 
@@ -370,7 +380,7 @@ def test_a_stuck_probe_is_overdue_and_not_started_again_and_recovers(board: Boar
         assert "21 s (limit 20 s)" in condition.message
         assert detector.probes == 1
         detector.release.set()
-        wait_until(lambda: told(board, "stuck")[0].state is DetectorState.OK, 5, "the look has returned")
+        wait_until(lambda: told(board, "stuck")[0].state is DetectorState.OK, SECONDS, "the look has returned")
         assert not runner.check_overdue()
 
 
@@ -385,7 +395,7 @@ def test_a_probe_that_returns_at_the_last_moment_has_the_last_word(clock: FakeCl
 
     def returned() -> None:
         detector.release.set()
-        wait_until(lambda: told(board, "stuck")[0].state is DetectorState.OK, 5, "the look has returned")
+        wait_until(lambda: told(board, "stuck")[0].state is DetectorState.OK, SECONDS, "the look has returned")
 
     board, detector = LateBoard("worker-3", clock), Stuck()
     runner = runner_of(detector, board, clock, timeout_seconds=20)
@@ -407,7 +417,7 @@ def test_our_own_stall_makes_no_probe_overdue(board: Board, clock: FakeClock) ->
 def test_one_stuck_detector_disturbs_no_other(board: Board, clock: FakeClock) -> None:
     stuck, lively = Stuck(), Script(CheckResult(recheck_seconds=0))
     with started(runner_of(stuck, board, clock), runner_of(lively, board, clock), released=stuck):
-        wait_until(lambda: lively.probes >= 3, 5, "the other looks on")
+        wait_until(lambda: lively.probes >= 3, SECONDS, "the other looks on")
         assert stuck.probes == 1
 
 
