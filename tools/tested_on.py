@@ -38,6 +38,7 @@ FACTS = ("containerd", "runc", "kubernetes", "kernel", "cgroup", "systemd")
 
 _OLD_KERNEL = "kernels from about 5.10 on resolve the race, so it needs an older one"
 _NO_PLEG = "no kubelet with PLEG runs there"
+_NO_SURVIVORS = "before containerd 2.0 the containers' processes end with their shim (containerd#10727)"
 IMPOSSIBLE = {
     **dict.fromkeys([("InsertFailed", place) for place in ("lab", "image", "cluster")], _OLD_KERNEL),
     **dict.fromkeys(
@@ -46,6 +47,8 @@ IMPOSSIBLE = {
     ("EventsDiscarded", "cluster"): "the kubelet discards events only once a channel of 1,000 of them is full",
 }
 """By reason and place: why the fault cannot be made there."""
+SURVIVORS = "shim killed, containers live on"
+"""The fault that only containerd 2.0 and later have."""
 
 Column = tuple[str, str]
 Row = tuple[str, str, str]
@@ -107,16 +110,22 @@ def _detections(records: list[Record], columns: list[Column]) -> Iterator[str]:
     yield from ("", f"| condition: reason | fault | {' | '.join(map(_title, columns))} |")
     yield "|---" * (len(columns) + 2) + "|"
     for row in _rows(made):
-        cells = (_cell(found.get((row, column), []), row[1], column[0], notes) for column in columns)
+        cells = (_cell(found.get((row, column), []), _impossible(row, column), notes) for column in columns)
         yield f"| {row[0]}: `{row[1]}` | {row[2]} | {' | '.join(cells)} |"
     yield ""
     yield from (f"{number}. Cannot be made there: {why}." for why, number in notes.items())
 
 
-def _cell(seconds: list[float], reason: str, place: str, notes: dict[str, int]) -> str:
+def _impossible(row: Row, column: Column) -> str:
+    """Return why a fault cannot be made in this place and with this containerd; empty if it can."""
+    if row[2] == SURVIVORS and column[1].startswith("1."):
+        return _NO_SURVIVORS
+    return IMPOSSIBLE.get((row[1], column[0]), "")
+
+
+def _cell(seconds: list[float], why: str, notes: dict[str, int]) -> str:
     if seconds:
         return f"{median(seconds):.1f} ({len(seconds)})"
-    why = IMPOSSIBLE.get((reason, place))
     return f"no, note {notes.setdefault(why, len(notes) + 1)}" if why else NOT_RUN
 
 

@@ -24,6 +24,7 @@ from agent.remediation.actions.kill_shim import KillShim
 from agent.remediation.actions.thaw_cgroup import ThawCgroup
 from agent.remediation.remedy import Remedy, Verification
 from agent.remediation.systemd import Systemd
+from tests.detections import record_outcome
 from tests.lab import cgroups as lab_cgroups
 from tests.lab import shim_faults
 from tests.lab.containerd import Containerd
@@ -32,6 +33,7 @@ from tests.lab.cri_pods import cri_pod
 from tests.lab.pods import Container
 from tests.lab.processes import Process, has_ended, send_signal, stat_of
 from tests.lab.shim_ping import connect_answers
+from tests.lab.versions import is_at_least
 from tests.lab.waiting import wait_until
 from tests.unit.builders import RealClock
 from tests.unit.remediation.sleepers import TREES, freeze
@@ -188,6 +190,8 @@ class TestKillShim:
             assert_gone(containers[0].shim, *(container.init for container in containers))
             assert verification.helped is True
             assert {container.id for container in containers} < set(evidence["containers"])
+        if is_at_least(2):
+            record_outcome("KillShim", "shim killed, containers live on", "lab", "verified")
 
     def test_what_is_left_frozen_is_ended_too(self, node: Node) -> None:
         with pod(node) as web, shim_faults.stopped_shim(web):
