@@ -19,8 +19,8 @@ from tests.lab.pods import Container
 from tests.lab.supervised import KubeletProcess
 from tests.lab.waiting import wait_until
 
-NAMED_SECONDS = 30.0
-"""Twice what an agent has at default settings: several of them share two processors here, each at a tenth of one."""
+NAMED_SECONDS = 120.0
+"""What is not named by then never will be: several agents share two processors here, each at a tenth of one."""
 NODE_NAME = "lab-node"
 SPARE = 0.25
 """Of the memory limit, never used."""

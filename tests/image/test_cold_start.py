@@ -15,7 +15,8 @@ from tests.lab.images import forget_pages
 
 MANIFEST = read(ROOT / "deploy" / "daemonset.yaml")
 ANSWER_SECONDS = 20.0
-"""Of a command in the container, which shares a tenth of a processor with the agent; where it thrashes it takes 40."""
+"""Of a command in the container, which shares a tenth of a processor with the agent; where it thrashes it takes 40.
+Beside another load it may take as much longer as anything else does."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def test_there_is_room_to_be_asked_inside(cold: Deployed, words: list[str], caps
     began = time.monotonic()
     done = cold.pod.exec("nodediag", *words)
     took, now, mib = time.monotonic() - began, cold.pod.memory_now(), 1 << 20
+    slower = slowdown()
     with capsys.disabled():
         print(
             f"\ncold: nodediag {words[0]} took {took:.1f} s; of {MANIFEST.memory_limit / mib:.0f} MiB, the agent has "
@@ -39,4 +41,12 @@ def test_there_is_room_to_be_asked_inside(cold: Deployed, words: list[str], caps
         )
     assert done.code == 0, done.stderr
     assert cold.pod.oom_kills() == 0
-    assert took < ANSWER_SECONDS
+    assert took < ANSWER_SECONDS * max(1.0, slower)
+
+
+def slowdown() -> float:
+    """Return how much longer the machine's other load makes a second of processor time take now."""
+    began, used = time.monotonic(), time.thread_time()
+    while time.thread_time() - used < 1.0:
+        pass
+    return time.monotonic() - began

@@ -10,7 +10,7 @@ import pytest
 
 from agent.client import ClientTls
 from tests.delivery.deploy.kustomize import COMPONENTS, combination, overlay
-from tests.image.deployed import NODE_NAME, Deployed, ImageNode, memory_to_spare
+from tests.image.deployed import NAMED_SECONDS, NODE_NAME, Deployed, ImageNode, memory_to_spare
 from tests.image.test_remediation import CALLER, ready_to_act
 from tests.lab import shim_faults
 from tests.lab.api_standin import ApiStandin
@@ -94,7 +94,7 @@ def _start(
 
 @pytest.mark.parametrize("name", [name for name in TALKING if name != "node-conditions"])
 def test_the_kubelet_is_asked_with_the_tokens_it_is_to_be_asked_with(told: dict[str, Told], name: str) -> None:
-    wait_until(lambda: told[name].kubelet.requests, 30, "the kubelet is asked")
+    wait_until(lambda: told[name].kubelet.requests, NAMED_SECONDS, "the kubelet is asked")
     assert all(b"authorization: bearer first-token" in each.lower() for each in told[name].kubelet.requests)
 
 
@@ -104,7 +104,7 @@ def test_the_node_object_tells_of_the_fault(told: dict[str, Told], name: str) ->
         stated = told[name].api_server.conditions.get("ContainerdShimHung", {})
         return stated.get("status") == "True"
 
-    wait_until(conditions, 60, "the node's condition is told")
+    wait_until(conditions, NAMED_SECONDS, "the node's condition is told")
     assert not told[name].api_server.complaints
 
 

@@ -53,7 +53,7 @@ def test_the_report_is_told_without_a_certificate(tmp_path: Path) -> None:
         assert done.stderr == ""
         assert json.loads(done.stdout)["nodeName"] == "lab"
         took = agent.stop()
-    assert took < 2.0
+    assert took < 20
 
 
 def test_who_asks_there_may_ask_for_every_action_and_the_gate_is_asked_all_the_same(tmp_path: Path) -> None:

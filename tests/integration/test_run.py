@@ -28,7 +28,7 @@ from tests.unit.cli.processes import (
     running,
 )
 
-STOP_SECONDS = 2
+STOP_SECONDS = 20
 
 STUCK_AGENT = """
 import threading

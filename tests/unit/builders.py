@@ -291,7 +291,7 @@ class ShimServer:
     def wait_for_held(self, count: int) -> None:
         """Return once so many questions are held back."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self._held) >= count, 5)
+            assert self._changed.wait_for(lambda: len(self._held) >= count, 30)
 
     def release(self) -> None:
         """Answer everything held back, and from now on at once."""

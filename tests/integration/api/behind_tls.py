@@ -65,7 +65,7 @@ class TlsAgent:
         cert, key = issued.write(self.folder, stem)
         return ClientTls(str(cert), str(key), str(self.ca))
 
-    def client(self, *names: Name | str, deadline_seconds: float = 5.0) -> Client:
+    def client(self, *names: Name | str, deadline_seconds: float = 30.0) -> Client:
         """A client with a new certificate for these names."""
         return Client(self.api.endpoint, deadline_seconds, self.identify(self.authority.issue(*names)))
 

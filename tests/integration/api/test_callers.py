@@ -62,10 +62,10 @@ def ask(channel: Any, form: str) -> str:
     """Ask who we are by one form of method."""
     path = f"/lab.WhoAmI/{form}"
     calls: dict[str, Callable[[], Any]] = {
-        "UnaryUnary": lambda: channel.unary_unary(path)(b"", timeout=5),
-        "UnaryStream": lambda: next(channel.unary_stream(path)(b"", timeout=5)),
-        "StreamUnary": lambda: channel.stream_unary(path)(iter([b""]), timeout=5),
-        "StreamStream": lambda: next(channel.stream_stream(path)(iter([b""]), timeout=5)),
+        "UnaryUnary": lambda: channel.unary_unary(path)(b"", timeout=30),
+        "UnaryStream": lambda: next(channel.unary_stream(path)(b"", timeout=30)),
+        "StreamUnary": lambda: channel.stream_unary(path)(iter([b""]), timeout=30),
+        "StreamStream": lambda: next(channel.stream_stream(path)(iter([b""]), timeout=30)),
     }
     return str(calls[form]().decode())
 
@@ -122,13 +122,13 @@ def test_an_unknown_caller_learns_health_and_nothing_else(agent: TlsAgent) -> No
         stub = pb_grpc.DiagnosticsServiceStub(channel)
         question = reflection_pb2.ServerReflectionRequest(list_services="")
         calls: list[Callable[[], object]] = [
-            lambda: next(health.Watch(health_pb2.HealthCheckRequest(), timeout=5)),
-            lambda: next(reflection.ServerReflectionInfo(iter([question]), timeout=5)),
-            lambda: stub.GetNodeReport(pb.GetNodeReportRequest(), timeout=5),
-            lambda: next(stub.WatchConditions(pb.WatchConditionsRequest(), timeout=5)),
+            lambda: next(health.Watch(health_pb2.HealthCheckRequest(), timeout=30)),
+            lambda: next(reflection.ServerReflectionInfo(iter([question]), timeout=30)),
+            lambda: stub.GetNodeReport(pb.GetNodeReportRequest(), timeout=30),
+            lambda: next(stub.WatchConditions(pb.WatchConditionsRequest(), timeout=30)),
         ]
         assert [refused(call)[0] for call in calls] == [grpc.StatusCode.PERMISSION_DENIED] * len(calls)
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=30).status
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_call_without_its_request_is_ended_and_its_place_free(
     release = threading.Event()
 
     def never() -> Iterator[bytes]:
-        release.wait(30)
+        release.wait(60)
         yield from ()
 
     with agent.channel(READER) as channel:
@@ -319,7 +319,7 @@ def test_a_call_without_its_request_is_ended_and_its_place_free(
         calls = [slow.future(never()) for _ in range(5)]
         began = time.monotonic()
         assert {call.code() for call in calls} == {grpc.StatusCode.CANCELLED}
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         release.set()
 
 
@@ -328,7 +328,7 @@ def test_a_stream_of_requests_that_does_not_end_is_ended(agent: TlsAgent, monkey
     release = threading.Event()
 
     def never() -> Iterator[reflection_pb2.ServerReflectionRequest]:
-        release.wait(30)
+        release.wait(60)
         yield from ()
 
     with agent.channel(READER) as channel:
@@ -341,7 +341,7 @@ def test_a_stream_of_requests_that_does_not_end_is_ended(agent: TlsAgent, monkey
 def test_a_call_with_no_request_at_all_is_refused(agent: TlsAgent) -> None:
     with agent.channel(READER) as channel:
         call: Any = channel.stream_unary("/nodediag.v1.DiagnosticsService/GetNodeReport")
-        assert refused(lambda: call(iter(()), timeout=5))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused(lambda: call(iter(()), timeout=30))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
@@ -364,14 +364,14 @@ def test_deadlines_end_what_is_late_and_nothing_else() -> None:
         pass
     forget = deadlines.watch(30.0, lambda: spared.append("not yet late"))
     with deadlines.bound(0.05, ended.set):
-        assert ended.wait(5)
+        assert ended.wait(30)
     forget()
     assert spared == []
     assert not deadlines._due
     thread = deadlines._thread
     assert thread is not None
     deadlines.stop()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
 
 
@@ -383,7 +383,7 @@ def test_fifty_calls_that_wait_leave_room_for_others(tmp_path: Path) -> None:
         def __call__(self, server: grpc.Server) -> str:
             def wait(_: bytes, context: grpc.ServicerContext) -> bytes:
                 waiting[0] += 1
-                release.wait(30)
+                release.wait(60)
                 return b"done"
 
             handler: Any = grpc.unary_unary_rpc_method_handler(wait)
@@ -426,7 +426,7 @@ def test_a_connection_is_renewed_without_a_failed_call(tmp_path: Path, monkeypat
         tell: Any = channel.unary_unary("/lab.Peers/Tell")
         deadline = time.monotonic() + 10
         while len(peers) < 3 and time.monotonic() < deadline:
-            tell(b"", timeout=5)
+            tell(b"", timeout=30)
         assert len(peers) == 3
         with pytest.raises(ClientError, match=r"ends every connection within 10 minutes.*Ask or watch again"):
             list(watching.watch())

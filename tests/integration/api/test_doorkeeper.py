@@ -185,7 +185,7 @@ def test_it_is_told_which_user_calls(kept: Callable[..., tuple[Doorkeeper, Insid
         assert keeper.visitor(peer) == Visitor(uid=0)
         for other in ("unix:", "ipv4:127.0.0.1:80", f"{peer}0", "unix-abstract:nodediag.0.0"):
             assert keeper.visitor(other) is None
-    wait_until(lambda: keeper.visitor(peer) is None or None, 5, "it is forgotten")
+    wait_until(lambda: keeper.visitor(peer) is None or None, 30, "it is forgotten")
 
 
 def test_an_agent_that_is_not_root_lets_in_itself_and_root_and_tells_them_apart(folder: Path) -> None:
@@ -234,7 +234,7 @@ def test_told_to_it_is_started_ahead_of_the_first(folder: Path) -> None:
         stack.callback(inside.close)
         stack.callback(keeper.stop, 0.0)
         keeper.start(ahead=True)
-        wait_until(lambda: keeper._opening.inner, 5, "it is started, and nobody has come")
+        wait_until(lambda: keeper._opening.inner, 30, "it is started, and nobody has come")
         with knocking(folder) as caller:
             caller.sendall(b"hello")
             assert caller.recv(100) == b"hello"
@@ -259,7 +259,7 @@ def test_who_comes_while_it_starts_waits_and_is_heard_whole(folder: Path) -> Non
         for number, caller in enumerate(callers):
             caller.sendall(b"hello %d" % number)
         assert begun.wait(10)
-        wait_until(lambda: len(keeper._waiting) == 5, 5, "all wait")
+        wait_until(lambda: len(keeper._waiting) == 5, 30, "all wait")
         may_go_on.set()
         assert [caller.recv(100) for caller in callers] == [b"hello %d" % number for number in range(5)]
         assert not keeper._waiting
@@ -307,7 +307,7 @@ def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
     with ExitStack() as stack:
         stack.callback(inside.close)
         callers = [stack.enter_context(knocking(folder)) for _ in range(3)]
-        wait_until(lambda: len(keeper._waiting) == 3, 5, "three wait")
+        wait_until(lambda: len(keeper._waiting) == 3, 30, "three wait")
         with knocking(folder) as one_more:
             assert one_more.recv(100) == b""
         assert len(keeper._waiting) == 3
@@ -315,8 +315,8 @@ def test_nobody_waits_for_ever_for_what_hangs_and_not_more_than_may_come_in(
         assert not keeper._waiting
         keeper.stop(0.0)
         may_end.set()  # it comes when all is over
-        wait_until(lambda: inside.address and not list(folder.iterdir()), 5, "nothing is left of it")
-    wait_until(lambda: open_files() <= before, 5, "nor a descriptor")
+        wait_until(lambda: inside.address and not list(folder.iterdir()), 30, "nothing is left of it")
+    wait_until(lambda: open_files() <= before, 30, "nor a descriptor")
 
 
 # -- what is passed on
@@ -349,7 +349,7 @@ def test_who_stops_talking_still_hears_the_answer(kept: Callable[..., tuple[Door
         caller.shutdown(socket.SHUT_WR)
         assert received(caller, 100) == b"heard 1000"
         assert caller.recv(1) == b""
-    wait_until(lambda: not keeper._relays, 5, "the connection is forgotten")
+    wait_until(lambda: not keeper._relays, 30, "the connection is forgotten")
 
 
 def test_an_end_inside_is_passed_on_and_what_was_said_before_it(
@@ -409,7 +409,7 @@ def test_the_keeper_sleeps_while_connections_are_idle_half_closed_or_gone(
                 full.send(b"x" * PIECE_BYTES)
         with knocking(folder):
             pass  # gone
-        wait_until(lambda: len(keeper._relays) == 4, 5, "all are in")
+        wait_until(lambda: len(keeper._relays) == 4, 30, "all are in")
         assert thread_seconds(IDLE_SECONDS) < IDLE_SECONDS / 4
         release.set()
 
@@ -421,15 +421,15 @@ def test_connections_that_break_leave_nothing_behind(
     with knocking(folder) as caller:
         caller.sendall(b"hello")
         caller.recv(100)
-    wait_until(lambda: not keeper._relays, 5, "it is forgotten")
+    wait_until(lambda: not keeper._relays, 30, "it is forgotten")
     before = open_files()
     for number in range(100):
         with knocking(folder) as caller:
             caller.sendall(b"x" * 100_000 if number % 2 else b"x")
             if number % 3 == 0:
                 caller.shutdown(socket.SHUT_RD)
-    wait_until(lambda: not keeper._relays, 5, "all are forgotten")
-    wait_until(lambda: open_files() <= before, 5, "their descriptors are closed")
+    wait_until(lambda: not keeper._relays, 30, "all are forgotten")
+    wait_until(lambda: open_files() <= before, 30, "their descriptors are closed")
 
 
 def test_nobody_behind_the_door_is_no_harm(
@@ -440,7 +440,7 @@ def test_nobody_behind_the_door_is_no_harm(
         caller.sendall(b"hello")
         assert caller.recv(100) == b"hello"
     inside.close()
-    wait_until(lambda: not keeper._relays, 5, "it has left")
+    wait_until(lambda: not keeper._relays, 30, "it has left")
     with caplog.at_level("WARNING"):
         for _ in range(3):
             with knocking(folder) as caller:
@@ -458,11 +458,11 @@ def test_one_connection_too_many_is_closed_and_a_place_given_back_is_taken(
     keeper, _ = kept(limit=3)
     with ExitStack() as stack:
         callers = [stack.enter_context(knocking(folder)) for _ in range(3)]
-        wait_until(lambda: len(keeper._relays) == 3, 5, "all are in")
+        wait_until(lambda: len(keeper._relays) == 3, 30, "all are in")
         with knocking(folder) as caller:
             assert shut_out(caller)
         callers[1].close()
-        wait_until(lambda: len(keeper._relays) == 2, 5, "its place is free")
+        wait_until(lambda: len(keeper._relays) == 2, 30, "its place is free")
         with knocking(folder) as caller:
             caller.sendall(b"hello")
             assert caller.recv(100) == b"hello"
@@ -506,12 +506,12 @@ def test_at_the_end_connections_get_a_moment_and_no_more(
         caller.sendall(b"hello")
         assert caller.recv(100) == b"hello"
         keeper.close()
-        wait_until(lambda: not (folder / "n.sock").exists(), 5, "the door is closed")
+        wait_until(lambda: not (folder / "n.sock").exists(), 30, "the door is closed")
         caller.sendall(b"still in")
         assert caller.recv(100) == b"still in"
         began = time.monotonic()
         keeper.stop(0.2)
-        assert 0.1 < time.monotonic() - began < 1
+        assert 0.1 < time.monotonic() - began < 20
         assert shut_out(caller)
 
 
@@ -539,7 +539,7 @@ def tls(tmp_path: Path) -> Iterator[TlsAgent]:
 
 def dialled(agent: TlsAgent) -> socket.socket:
     host, port = agent.api.endpoint.split(":")
-    return socket.create_connection((host, int(port)), timeout=5)
+    return socket.create_connection((host, int(port)), timeout=30)
 
 
 def ended(side: socket.socket) -> bool:
@@ -555,7 +555,7 @@ def test_who_connects_and_stays_silent_is_shut_out_in_time(tls: TlsAgent, monkey
         began = time.monotonic()
         assert ended(silent)
         assert ended(slow)
-        assert 0.1 < time.monotonic() - began < 3
+        assert 0.1 < time.monotonic() - began < 20
 
 
 def test_the_silent_keep_nobody_from_coming_in(tls: TlsAgent) -> None:
@@ -588,7 +588,7 @@ def test_the_log_says_why_a_certificate_was_not_accepted(tls: TlsAgent, caplog: 
     late = tls.identify(tls.authority.issue(READER, seconds=-1))
     with caplog.at_level("WARNING"), Client(tls.api.endpoint, tls=late) as client, pytest.raises(ClientError):
         client.get_node_report()
-    (told,) = wait_until(lambda: caplog.records, 5, "it is told")
+    (told,) = wait_until(lambda: caplog.records, 30, "it is told")
     assert told.__dict__["why"] == "certificate has expired"
 
 
@@ -611,12 +611,12 @@ def test_tls_connections_that_come_and_go_leave_nothing_behind(tls: TlsAgent) ->
     keeper = tls.api._door._keeper  # type: ignore[union-attr]
     for _ in range(3):
         call()
-    wait_until(lambda: not keeper._relays, 5, "all are forgotten")
+    wait_until(lambda: not keeper._relays, 30, "all are forgotten")
     before = open_files()
     for _ in range(20):
         call()
         with dialled(tls):
             pass
-    wait_until(lambda: not keeper._relays and not keeper._arrivals, 5, "all are forgotten")
-    wait_until(lambda: open_files() <= before, 5, "their descriptors are closed")
+    wait_until(lambda: not keeper._relays and not keeper._arrivals, 30, "all are forgotten")
+    wait_until(lambda: open_files() <= before, 30, "their descriptors are closed")
     assert keeper._visitors == {}

@@ -246,7 +246,7 @@ def test_ctrl_c_ends_it_at_once_and_quietly(tmp_path: Path) -> None:
         kubelet.accept()
         code, seconds, output, errors = ended(process, signal.SIGINT)
     assert (code, output, errors) == (-signal.SIGINT, "", "")
-    assert seconds < 1
+    assert seconds < 10
 
 
 CRASHING = """

@@ -63,7 +63,7 @@ def finding(pod: PodRef | None = WEB, container_id: str = "sandbox") -> Finding:
 
 def quiet(book: PodBook) -> None:
     """Wait until the reading has ended, and has said so in the log."""
-    wait_until(lambda: not book._reading and not readers(), 5, "the reading ends")
+    wait_until(lambda: not book._reading and not readers(), 30, "the reading ends")
 
 
 def readers() -> list[threading.Thread]:

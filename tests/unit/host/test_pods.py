@@ -89,7 +89,7 @@ class TestBook:
 
         book = PodBook(read, ManualClock())
         book.pod_of("gone")
-        wait_until(lambda: book.pod_of("gone"), 5, "the book is written")
+        wait_until(lambda: book.pod_of("gone"), 30, "the book is written")
         return book
 
     @pytest.fixture

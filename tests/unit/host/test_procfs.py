@@ -128,9 +128,10 @@ def test_one_thread_at_a_time_reads_all_of_proc_and_none_waits_for_ever(
         began = time.monotonic()
         assert procfs.living() == (sane,), "it goes ahead, since the other one hangs"
         assert time.monotonic() - began >= 0.2
+    monkeypatch.setattr("agent.host.procfs.TURN_SECONDS", 30.0)
     began = time.monotonic()
     assert (procfs.living(), procfs.scan({}).states, procfs.named(sane.comm)) == ((sane,), {"S": 1}, (sane,))
-    assert time.monotonic() - began < 0.2, "every turn was given back"
+    assert time.monotonic() - began < 30, "every turn was given back"
 
 
 def test_the_living_are_all_but_the_defunct_and_the_dead(proc: FakeProc, procfs: Procfs) -> None:
@@ -262,7 +263,7 @@ def test_a_process_just_started_has_no_age_to_speak_of() -> None:
         assert age is not None
         assert age < 60
         child.kill()
-        wait_until(lambda: procfs.age_seconds(process.id) is None, 5, "a defunct process has no age")
+        wait_until(lambda: procfs.age_seconds(process.id) is None, 30, "a defunct process has no age")
 
 
 def test_local_addresses_are_read_from_both_families(proc: FakeProc, procfs: Procfs) -> None:

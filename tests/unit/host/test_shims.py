@@ -122,11 +122,11 @@ class TestAnswers:
         queries = [server.query() for server in servers]
         queries.insert(7, silent)
         began = time.monotonic()
-        answers = sense.ask(queries, 0.5)
-        assert time.monotonic() - began < 1.0
+        answers = sense.ask(queries, PATIENCE)
+        assert time.monotonic() - began < 10 * PATIENCE
         assert answers.pop(silent.address).outcome is Outcome.WAITING
         assert {answer.outcome for answer in answers.values()} == {Outcome.ANSWERED}
-        assert max(answer.connect_seconds or 9 for answer in answers.values()) < 0.4
+        assert max(answer.connect_seconds or 9 for answer in answers.values()) < PATIENCE
         assert drain(listener) == 1
 
 
@@ -279,7 +279,7 @@ class TestBroken:
         server = shims.server(answers=frozenset(), greeting=reply_frame(2) * 500_000)
         began = time.monotonic()
         assert ask(sense, server.query()).outcome is Outcome.BROKEN
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10 * PATIENCE
 
     def test_a_truncated_answer_is_waited_for(self, shims: Shims, sense: ShimSense) -> None:
         server = shims.server(answers=frozenset(), greeting=reply_frame(1, b"x" * 100)[:-1])

@@ -237,7 +237,7 @@ def test_many_writers_and_a_reader_that_comes_late_agree_in_the_end(board: Board
     for writer in writers:
         writer.join()
     last = {f"Type{number}": "Reason299" for number in range(4)}
-    wait_until(lambda: seen == last, 5, "the reader knows the last word of every writer")
+    wait_until(lambda: seen == last, 30, "the reader knows the last word of every writer")
 
 
 def test_two_that_speak_for_one_detector_at_once_leave_the_word_of_the_board(board: Board, feed: Feed) -> None:

@@ -74,7 +74,7 @@ def test_a_container_that_keeps_forking_is_ended(ours: Grove) -> None:
     inside = f"until grep -q {path} /proc/$$/cgroup; do :; done"  # what it forks before is none of the container's
     forking = f"{inside}; trap '' TERM; while :; do sleep 100 & sleep 0.01; done"
     first = ours.sleeper(path, TREES[0], argv=("sh", "-c", forking))
-    wait_until(lambda: len(cgroups.members(path)) > 3, 5, "some children")
+    wait_until(lambda: len(cgroups.members(path)) > 3, 30, "some children")
     processes_of(ours).end({"web"}, {path}, 10)
     assert not alive(first)
     assert cgroups.members(path) == set()
@@ -85,7 +85,7 @@ def test_a_cgroup_above_the_container_is_not_thawed_and_who_it_keeps_is_named(ou
     path, top = ours.make("web"), f"/{ours.namespace}"
     inside = ours.sleeper(path, tree)
     switch = freeze(tree, top)
-    wait_until(lambda: switch.read_text() == "FROZEN\n", 5, "frozen")
+    wait_until(lambda: switch.read_text() == "FROZEN\n", 30, "frozen")
     with pytest.raises(ActError, match=f"process {inside.pid} .sleep.: its cgroup {top} is frozen"):
         processes_of(ours).end({"web"}, {path}, 0.2)
     assert switch.read_text() == "FROZEN\n"

@@ -329,7 +329,7 @@ def test_an_agent_that_is_told_to_stop_during_the_probe_does_not_act(bench: Benc
     with held_up(bench, "confirm"):
         stopper = threading.Thread(target=bench.engine.stop)
         stopper.start()
-        wait_until(lambda: refused_for(bench.ask(SECOND)) is RefusalReason.STOPPING, 5, "it takes nothing more")
+        wait_until(lambda: refused_for(bench.ask(SECOND)) is RefusalReason.STOPPING, 30, "it takes nothing more")
     stopper.join(10)
     assert "perform" not in bench.remedy.calls
     assert Bench(bench.folder, remedy=bench.remedy).ask().outcome is Outcome.VERIFIED, "the same request may come again"

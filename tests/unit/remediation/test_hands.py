@@ -45,13 +45,13 @@ def test_a_held_process_gets_its_signal_and_its_end_is_noticed(sleeper: "subproc
         assert not grip.ended(0)
         grip.signal(signal.SIGKILL)
         assert grip.ended(5)
-    assert sleeper.wait(5) == -signal.SIGKILL
+    assert sleeper.wait(30) == -signal.SIGKILL
 
 
 def test_a_signal_to_one_that_has_ended_reaches_nobody(sleeper: "subprocess.Popen[bytes]") -> None:
     with held(identity(sleeper.pid), PROCFS) as grip:
         sleeper.kill()
-        sleeper.wait(5)
+        sleeper.wait(30)
         grip.signal(signal.SIGKILL)
         assert grip.ended(0)
 
@@ -65,9 +65,9 @@ def test_a_reused_pid_is_refused_and_not_signalled(sleeper: "subprocess.Popen[by
 def test_what_is_gone_or_defunct_is_refused(sleeper: "subprocess.Popen[bytes]") -> None:
     now = identity(sleeper.pid)
     sleeper.send_signal(signal.SIGKILL)
-    wait_until(lambda: getattr(PROCFS.process(now.pid), "state", "") == "Z", 5, "a zombie")
+    wait_until(lambda: getattr(PROCFS.process(now.pid), "state", "") == "Z", 30, "a zombie")
     assert refusal(now) is RefusalReason.TARGET_GONE
-    sleeper.wait(5)
+    sleeper.wait(30)
     assert refusal(now) is RefusalReason.TARGET_GONE
 
 

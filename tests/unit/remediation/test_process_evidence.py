@@ -48,7 +48,7 @@ def a_file_that_keeps_its_reader(path: Path) -> Iterator[None]:
 def test_a_real_process_shows_where_it_sleeps() -> None:
     with subprocess.Popen(["sleep", "100"]) as sleeper:
         try:
-            wait_until(lambda: PROCFS.wchan(sleeper.pid).endswith("nanosleep"), 5, "sleep to sleep")
+            wait_until(lambda: PROCFS.wchan(sleeper.pid).endswith("nanosleep"), 30, "sleep to sleep")
             seen = process_evidence(PROCFS, CGROUPS, sleeper.pid)
         finally:
             sleeper.kill()

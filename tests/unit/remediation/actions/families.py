@@ -127,7 +127,7 @@ def family(
             yield made
         finally:
             reaper.kill()  # and the parent with it
-    wait_until(lambda: not made.lives(), 5, "the parent has ended")
+    wait_until(lambda: not made.lives(), 30, "the parent has ended")
 
 
 def _read_pid(stream: IO[bytes] | None) -> int:

@@ -211,7 +211,7 @@ def test_a_freeze_from_above_the_pod_is_left_to_people(stage: Stage) -> None:
     pod = stage.ours.make("podabc", "web")
     process = stage.ours.sleeper(pod, v2())
     freeze(v2(), f"/{stage.ours.namespace}")
-    wait_until(lambda: frozen(process), 5, "the effect of the freeze")
+    wait_until(lambda: frozen(process), 30, "the effect of the freeze")
     refusal = stage.refusal(finding_of(process))
     assert refusal.reason is RefusalReason.UNSAFE_NOW
     assert "above its pod's" in refusal.message
