@@ -349,7 +349,7 @@ def test_a_bus_nobody_listens_on_takes_no_connections(tmp_path: Path) -> None:
     assert not error.value.asked
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cut=st.integers(0, 60),
     damage=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4),
