@@ -502,7 +502,7 @@ class Node:
         self.proc.add(1, "systemd", ppid=0)
         procfs, bundles = Procfs(str(root / "proc")), Bundles(str(root / "run"), ("k8s.io",))
         self.detector = ContainerdShimDetector(
-            ContainerdShimSettings(ping_seconds=0.1),
+            ContainerdShimSettings(ping_seconds=0.4),
             InventorySense(bundles, procfs, Pods(bundles, procfs), ("k8s.io",)),
             ShimSense(self.clock),
             procfs,
