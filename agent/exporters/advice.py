@@ -4,16 +4,25 @@ The agent's own command comes first where it can do it: it probes again, keeps e
 host's own tools and kubectl, for where remediation is disabled.
 """
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
 
+from agent.exporters.advice_service import journal, restart_containerd, restart_kubelet
 from agent.exporters.advice_shim import kill_shim, processes_without_shim
-from agent.exporters.advice_steps import BY_HAND, Advice, Step, by_agent, dns_target, is_path, with_pid, with_pod
+from agent.exporters.advice_steps import (
+    BY_HAND,
+    Advice,
+    Step,
+    by_agent,
+    dns_target,
+    is_path,
+    unit_of,
+    with_pid,
+    with_pod,
+)
 from agent.exporters.wording import snake
 from agent.model import Action, Finding, TargetKind
 
-_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|scope)\Z")
 _SWITCHES: Mapping[str, str] = {"cgroup.freeze": "0", "freezer.state": "THAWED"}
 """What is written to which file of a cgroup to thaw it: v2 and v1."""
 
@@ -37,11 +46,11 @@ def _thaw_cgroup(finding: Finding) -> Advice:
 def _thaw_by_hand(finding: Finding) -> tuple[Step, ...]:
     file = _thaw_file(finding)
     directory, _, switch = file.rpartition("/")
-    value, unit = _SWITCHES.get(switch), directory.rpartition("/")[2]
+    value, unit = _SWITCHES.get(switch), unit_of(directory)
     if value is None:
         return ()
     write = f"echo {value} > {shlex.quote(file)}"
-    if not _UNIT.match(unit):
+    if not unit:
         return (Step("Thaw the cgroup by hand.", BY_HAND, (write,)),)
     name = shlex.quote(unit)
     return (
@@ -97,63 +106,6 @@ def _kill_parent(finding: Finding) -> Advice:
     return Advice((*agent, *by_hand, Step(last, "So that it does not happen again")))
 
 
-def _restart_kubelet(finding: Finding) -> Advice:
-    return Advice(
-        (
-            *_continue_service(finding, "kubelet"),
-            *by_agent(finding, "Have the agent restart the kubelet. Running containers are not touched."),
-            *_journal_kept("kubelet"),
-            Step("Restart the kubelet by hand.", BY_HAND, ("systemctl restart kubelet",)),
-        )
-    )
-
-
-def _restart_containerd(finding: Finding) -> Advice:
-    shims = "Only if ContainerdShimHung is not reported: a restart can clean up the pod of a hung shim"
-    stopped = _continue_service(finding, "containerd") if finding.target.kind is TargetKind.CONTAINERD else ()
-    return Advice(
-        (
-            *stopped,
-            *by_agent(finding, "Have the agent restart containerd. Running containers are not touched.", shims),
-            *_journal_kept("containerd"),
-            Step(
-                "See whether the unit spares the shims when it is restarted.",
-                BY_HAND,
-                ("systemctl show -p KillMode containerd",),
-            ),
-            Step(
-                "Restart containerd by hand.",
-                "Only if it prints KillMode=process, ContainerdShimHung is not reported, and remediation is disabled "
-                "on this node",
-                ("systemctl restart containerd",),
-            ),
-        )
-    )
-
-
-def _continue_service(finding: Finding, comm: str) -> tuple[Step, ...]:
-    """Return the steps that may make a restart needless: a process that is only stopped is continued."""
-    return (
-        *with_pid(finding, f"See whether {comm} is only stopped.", "grep State /proc/{pid}/status"),
-        *with_pid(
-            finding,
-            f"Continue {comm}; a restart is not needed then.",
-            f"grep -x {comm} /proc/{{pid}}/comm && kill -CONT {{pid}}",
-            "Only if it prints T (stopped), and nobody stopped it on purpose",
-        ),
-    )
-
-
-def _journal_kept(unit: str) -> tuple[Step, ...]:
-    return (
-        Step(
-            "Keep the journal: it may tell why.",
-            BY_HAND,
-            (f"journalctl -u {unit} -n 200 --no-pager > /var/tmp/{unit}.log",),
-        ),
-    )
-
-
 def _delete_flows(finding: Finding) -> Advice:
     address, _ = dns_target(finding)
     where = f" -d {address}" if address else ""
@@ -180,7 +132,7 @@ def _nothing(finding: Finding) -> Advice:
     if target.kind is TargetKind.CONTAINER and target.cgroup:
         return processes_without_shim(finding)
     words = "Nothing on this node fixes this safely by itself"
-    commands = _QUERIES.get(target.kind) or _dig(finding)
+    commands = _QUERIES.get(target.kind) or journal(finding) or _dig(finding)
     if commands:
         return Advice((Step(f"{words}. Start here.", commands=commands),))
     steps = with_pod(finding.pod, f"{words}. Start with the pod.", "describe pod") or with_pid(
@@ -197,8 +149,6 @@ def _dig(finding: Finding) -> tuple[str, ...]:
 
 
 _QUERIES: Mapping[TargetKind, tuple[str, ...]] = {
-    TargetKind.KUBELET: ("journalctl -u kubelet -n 200 --no-pager",),
-    TargetKind.CONTAINERD: ("journalctl -u containerd -n 200 --no-pager",),
     TargetKind.CONNTRACK: ("conntrack -S", "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max"),
 }
 _ADVICE: Mapping[Action, Callable[[Finding], Advice]] = {
@@ -207,7 +157,7 @@ _ADVICE: Mapping[Action, Callable[[Finding], Advice]] = {
     Action.THAW_CGROUP: _thaw_cgroup,
     Action.SIGNAL_PARENT: _signal_parent,
     Action.KILL_PARENT: _kill_parent,
-    Action.RESTART_KUBELET: _restart_kubelet,
-    Action.RESTART_CONTAINERD: _restart_containerd,
+    Action.RESTART_KUBELET: restart_kubelet,
+    Action.RESTART_CONTAINERD: restart_containerd,
     Action.DELETE_CONNTRACK_FLOWS: _delete_flows,
 }

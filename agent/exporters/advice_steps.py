@@ -18,6 +18,8 @@ BY_HAND = "Only if remediation is disabled on this node"
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?\Z")
 """A Kubernetes object's name: RFC 1123 subdomain."""
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}\Z")
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,246}\.(?:service|scope|slice)\Z")
+"""The units that own a cgroup (see host.units). A name that begins with a dash would be an option."""
 _TYPED: Mapping[TargetKind, str] = {
     TargetKind.KUBELET: "kubelet",
     TargetKind.CONTAINERD: "containerd",
@@ -95,6 +97,12 @@ def each_pid_in(containers: tuple[str, ...], command: str) -> str:
 def listed_in(containers: tuple[str, ...]) -> str:
     """Return a shell command that prints pid, name and state of each process in these containers' cgroups."""
     return each_pid_in(containers, "echo $p $(cat /proc/$p/comm; grep State /proc/$p/status)")
+
+
+def unit_of(cgroup: str) -> str:
+    """Return the systemd unit that a cgroup is named after; empty if it is none, or its name is no unit's."""
+    name = cgroup.rpartition("/")[2]
+    return name if _UNIT.match(name) else ""
 
 
 def is_path(path: str) -> bool:

@@ -15,9 +15,9 @@ AGENT = "nodediag remediate "
 SURVIVORS = "for p in $(grep -lsE 'a1a1a1a1a1a1|b2b2b2b2b2b2' /proc/[0-9]*/cgroup | cut -d / -f 3); do "
 LISTED = "echo $p $(cat /proc/$p/comm; grep State /proc/$p/status); done"
 ENDS = re.compile(
-    r"\bkill\b|systemctl restart|delete pod|conntrack -D|echo .* > /sys|systemctl thaw|nodediag remediate"
+    r"\bkill\b|systemctl (?:re)?start|delete pod|conntrack -D|echo .* > /sys|systemctl thaw|nodediag remediate"
 )
-DISRUPTS = re.compile(r"kill -9|kill \d|kill \$p|systemctl restart|delete pod|conntrack -D")
+DISRUPTS = re.compile(r"kill -9|kill \d|kill \$p|systemctl (?:re)?start|delete pod|conntrack -D")
 
 
 def finding(
@@ -214,13 +214,22 @@ def test_the_cgroup_is_thawed_by_the_file_of_this_nodes_hierarchy(key: str, file
     assert commands(frozen) == ["nodediag remediate ThawCgroup --target 42", command + file]
 
 
-def test_a_unit_that_systemd_froze_is_thawed_by_systemd() -> None:
-    file = "/sys/fs/cgroup/system.slice/containerd.service/cgroup.freeze"
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "system.slice/containerd.service",
+        "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod7136b167_4ea5.slice",
+        f"kubepods.slice/cri-containerd-{APP}.scope",
+    ],
+)
+def test_a_unit_that_systemd_froze_is_thawed_by_systemd(folder: str) -> None:
+    unit = folder.rpartition("/")[2]
+    file = f"/sys/fs/cgroup/{folder}/cgroup.freeze"
     look, by_systemd, by_hand = advise(
         finding(Action.THAW_CGROUP, Target(TargetKind.SHIM), values={"thawFile": file})
     ).steps
-    assert look.commands == ("systemctl show -p FreezerState containerd.service",)
-    assert by_systemd.commands == ("systemctl thaw containerd.service",)
+    assert look.commands == (f"systemctl show -p FreezerState {unit}",)
+    assert by_systemd.commands == (f"systemctl thaw {unit}",)
     assert by_systemd.when == "Only if it prints FreezerState=frozen"
     assert by_hand.commands == (f"echo 0 > {file}",)
 
@@ -286,7 +295,72 @@ def test_a_service_that_is_only_stopped_is_continued_before_it_is_restarted(
     look, continued, *others = advise(finding(action, Target(kind, pid=42))).steps
     assert look.commands == ("grep State /proc/42/status",)
     assert continued.commands == (f"grep -x {name} /proc/42/comm && kill -CONT 42",)
-    assert others[-1].commands == (f"systemctl restart {name}",)
+    assert others[-1].commands == (f"systemctl reset-failed {name}; systemctl restart {name}",)
+
+
+SERVICES = pytest.mark.parametrize(
+    ("action", "kind", "usual"),
+    [
+        (Action.RESTART_KUBELET, TargetKind.KUBELET, "kubelet"),
+        (Action.RESTART_CONTAINERD, TargetKind.CONTAINERD, "containerd"),
+    ],
+)
+
+
+@SERVICES
+@pytest.mark.parametrize(
+    ("unit", "named"),
+    [
+        ("k3s.service", "k3s.service"),
+        ("snap.microk8s.daemon-kubelite.service", "snap.microk8s.daemon-kubelite.service"),
+        (r"rke2\x2dserver.service", r"'rke2\x2dserver.service'"),
+        ("", ""),
+        ("session-1.scope", ""),
+        ("--force.service", ""),
+        ("x;reboot.service", ""),
+    ],
+)
+def test_by_hand_the_unit_that_the_finding_names_is_restarted(
+    action: Action, kind: TargetKind, usual: str, unit: str, named: str
+) -> None:
+    name = named or usual
+    file = (named or f"{usual}.service").replace(".service", ".log")
+    typed = commands(finding(action, Target(kind, pid=42), values={"unit": unit}))
+    assert typed[-1] == f"systemctl reset-failed {name}; systemctl restart {name}"
+    assert f"journalctl -u {name} -n 200 --no-pager > /var/tmp/{file}" in typed
+    if kind is TargetKind.CONTAINERD:
+        assert f"systemctl show -p KillMode {name}" in typed
+
+
+@SERVICES
+def test_a_service_that_has_ended_is_started_unless_somebody_switched_it_off(
+    action: Action, kind: TargetKind, usual: str
+) -> None:
+    ended = finding(action, Target(kind, boot_id="boot", cgroup=f"/system.slice/k3s-{usual}.service"))
+    agent, _, states, start = advise(ended).steps
+    assert agent.do.startswith(f"Have the agent start {'the ' if usual == 'kubelet' else ''}{usual}.")
+    unit = f"k3s-{usual}.service"
+    assert states.commands == (f"systemctl show -p ActiveState,UnitFileState,Result {unit}",)
+    assert "masked or disabled" in states.do
+    assert start.commands == (f"systemctl reset-failed {unit}; systemctl start {unit}",)
+    assert start.when.startswith("Only if it prints neither masked nor disabled")
+    assert "remediation is disabled" in start.when
+    assert not [command for command in commands(ended) if "systemctl restart" in command]
+
+
+@SERVICES
+def test_the_journal_of_the_unit_that_the_finding_names_is_read_first(
+    action: Action, kind: TargetKind, usual: str
+) -> None:
+    named = finding(Action.NONE, Target(kind, pid=42), values={"unit": "k3s.service"})
+    assert commands(named) == ["journalctl -u k3s.service -n 200 --no-pager"]
+    assert commands(finding(Action.NONE, Target(kind, pid=42))) == [f"journalctl -u {usual} -n 200 --no-pager"]
+
+
+def test_a_shims_cgroup_does_not_name_the_unit_of_containerd() -> None:
+    target = Target(TargetKind.SHIM, container_id=APP, cgroup="/system.slice/web.service")
+    typed = commands(finding(Action.RESTART_CONTAINERD, target))
+    assert typed[-1] == "systemctl reset-failed containerd; systemctl restart containerd"
 
 
 def test_containerd_is_not_restarted_beside_a_hung_shim_nor_by_a_unit_that_ends_the_shims() -> None:
