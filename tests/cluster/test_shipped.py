@@ -16,6 +16,7 @@ def test_every_condition_is_seen_from_inside(shipped: Agent) -> None:
     shipped.await_well()
     report = shipped.report()
     assert {each.status for each in report.conditions} == {Status.FALSE}
+    assert report.deployment == (), "it lacks no capability and no mount"
     states = {each.name: each.state for each in report.detectors}
     assert states.pop("kubelet_pleg") is DetectorState.NOT_APPLICABLE, "the kubelet's API is an overlay's"
     assert set(states.values()) == {DetectorState.OK}
