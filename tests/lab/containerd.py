@@ -241,6 +241,8 @@ class Containerd:
             lines += [
                 f'[plugins."{_CRI_PLUGIN}"]',
                 "  restrict_oom_score_adj = true",
+                # The agent must not be confined: Kubernetes 1.20 drops the manifest's appArmorProfile.
+                "  disable_apparmor = true",
                 f'  sandbox_image = "{PAUSE_IMAGE}"',
                 '  stream_server_address = "127.0.0.1"',
                 f'[plugins."{_CRI_PLUGIN}".cni]',
