@@ -79,6 +79,10 @@ def _end_in_order_on_sigterm() -> None:
 
 def up() -> int:
     """Start the node unless it runs, and print how to use it."""
+    try:
+        cgroups.require_v1()
+    except cgroups.CgroupV1MissingError as error:
+        raise SystemExit(str(error)) from None
     with _locked():
         state = _read_state()
         if state is not None and _IS_READY.exists() and not has_ended(_keeper(state)):

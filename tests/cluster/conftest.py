@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.deployed import ROOT, Agent
 from tests.cluster.fleet import Fleet, running_fleet
 from tests.cluster.pods import NAMESPACE
+from tests.lab import cgroups
 from tests.lab.agent_image import build_image
 from tests.lab.kubernetes.binaries import kubernetes_binaries
 from tests.lab.kubernetes.cluster import Cluster
@@ -35,6 +36,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Move the whole run into a node of its own, and return how it ended there."""
     if is_inside() or config.option.collectonly:
         return None
+    try:
+        cgroups.require_v1()
+    except cgroups.CgroupV1MissingError as error:
+        raise pytest.UsageError(str(error)) from None
     try:
         choose()
     except VersionUnavailableError:

@@ -13,6 +13,7 @@ import pytest
 
 from agent import __version__
 from tests.image.deployed import ImageNode
+from tests.lab import cgroups
 from tests.lab.agent_image import ARCHIVE, build_image
 from tests.lab.containerd import NodeContainerd
 from tests.lab.containers import run_container
@@ -32,6 +33,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Move the whole run into a node of its own, and return how it ended there."""
     if is_inside() or config.option.collectonly:
         return None
+    try:
+        cgroups.require_v1()
+    except cgroups.CgroupV1MissingError as error:
+        raise pytest.UsageError(str(error)) from None
     try:
         choose()
     except VersionUnavailableError:

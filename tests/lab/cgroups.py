@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,13 @@ from pathlib import Path
 from . import marked
 from .processes import Process, identify, kill
 from .waiting import wait_until
+
+NODE_CONTROLLERS = ("cpu", "cpuset", "devices", "freezer", "memory", "pids")
+"""Those that a kubelet and runc use in a node with cgroup v1."""
+
+
+class CgroupV1MissingError(RuntimeError):
+    """This machine has no cgroup v1 hierarchy for a controller that is needed."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,34 @@ class Hierarchy:
         return self.mount / path.lstrip("/")
 
 
+def require_v1(controllers: Sequence[str] = NODE_CONTROLLERS) -> None:
+    """Raise CgroupV1MissingError, which says what to do, if one of these controllers has no cgroup v1 hierarchy here.
+
+    With cgroup v2 they would have to be enabled from the root down (`cgroup.subtree_control`), by cgroups without
+    processes of their own; the lab does not do that.
+    """
+    missing = missing_v1(Path("/proc/self/mountinfo").read_text(), controllers)
+    if missing:
+        raise CgroupV1MissingError(
+            f"This needs cgroup v1, and no cgroup v1 hierarchy is mounted on this machine for: {', '.join(missing)}. "
+            "Debian 12 boots with cgroup v1 by the kernel parameter systemd.unified_cgroup_hierarchy=0."
+        )
+
+
+def missing_v1(mountinfo: str, controllers: Sequence[str] = NODE_CONTROLLERS) -> list[str]:
+    """Return those of the controllers that have no cgroup v1 hierarchy, by the text of a mountinfo file."""
+    mounted = {name for tree in _hierarchies(mountinfo) if tree.version == 1 for name in tree.controllers}
+    return [name for name in controllers if name not in mounted]
+
+
 def hierarchies() -> list[Hierarchy]:
     """List the cgroup trees mounted here, each once."""
+    return _hierarchies(Path("/proc/self/mountinfo").read_text())
+
+
+def _hierarchies(mountinfo: str) -> list[Hierarchy]:
     found: dict[Path, Hierarchy] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         mount = Path(before.split(" ")[4])
@@ -79,7 +110,8 @@ def make(path: str, tree: Hierarchy | None = None) -> None:
 
 
 def limit_pids(path: str, limit: int) -> None:
-    """Limit the number of processes in the cgroup."""
+    """Limit the number of processes in the cgroup; `require_v1` says before it is made whether that is possible."""
+    require_v1(("pids",))
     files = [tree.at(path) / "pids.max" for tree in hierarchies()]
     for file in files:
         if file.exists():

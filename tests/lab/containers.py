@@ -50,6 +50,8 @@ def run_container(
     pod's sandbox id it becomes the pod's sandbox.
     """
     pod = pod or Pod()
+    if pod.pids_limit is not None:
+        cgroups.require_v1(("pids",))
     container_id = container_id or secrets.token_hex(32)
     spec = _spec(containerd, pod, container_id, name, argv, pids_limit, mounts)
     spec["process"]["user"] = {"uid": user, "gid": user}

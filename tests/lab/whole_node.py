@@ -94,9 +94,13 @@ class ThisNode(Node):
 
 
 class WholeNode:
-    """The node, as a context manager; `run` runs a command in it."""
+    """The node, as a context manager; `run` runs a command in it.
+
+    Without cgroup v1 it refuses to be made (`cgroups.CgroupV1MissingError`).
+    """
 
     def __init__(self) -> None:
+        cgroups.require_v1()
         self.base = Path(tempfile.mkdtemp(prefix="ndlab-node-"))
         self.cgroup = f"/nodediag-lab-{secrets.token_hex(4)}"
         self._undo = ExitStack()
