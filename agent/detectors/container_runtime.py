@@ -208,8 +208,12 @@ class ContainerRuntimeDetector:
         return CannotSeeError(f"{self._address} cannot be queried: {fault}", fault)
 
     def _was_here(self, life: Lifetime) -> bool:
-        """Whether this agent has seen containerd, and its unit, if that is known, was not removed since."""
-        seen = self._answered or life.ended is not None
+        """Whether containerd was on this node, and its unit, if that is known, was not removed since.
+
+        It was if it answered, or if systemd ran it. The name of a process alone proves nothing: docker runs a
+        containerd of its own, and `kubelet --version` is a kubelet for a moment.
+        """
+        seen = self._answered or (life.ended is not None and bool(life.unit))
         return seen and not (life.unit and self._removed(life.unit))
 
 

@@ -198,8 +198,12 @@ class KubeletHealthzDetector:
             )
 
     def _was_here(self, life: Lifetime) -> bool:
-        """Whether this agent has seen the kubelet, and its unit, if that is known, was not removed since."""
-        seen = self._answered or life.ended is not None
+        """Whether the kubelet was on this node, and its unit, if that is known, was not removed since.
+
+        It was if it answered, or if systemd ran it. The name of a process alone proves nothing: docker runs a
+        containerd of its own, and `kubelet --version` is a kubelet for a moment.
+        """
+        seen = self._answered or (life.ended is not None and bool(life.unit))
         return seen and not (life.unit and self._removed(life.unit))
 
 

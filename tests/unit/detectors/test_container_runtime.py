@@ -249,6 +249,23 @@ def test_a_containerd_that_was_seen_and_is_gone_is_a_fault_until_its_unit_is_rem
         watch.probe()
 
 
+def test_a_process_of_that_name_that_systemd_did_not_run_is_no_containerd_of_this_node(tmp_path: Path) -> None:
+    """Such as docker's own containerd, which is gone again."""
+    there = [CONTAINERD]
+    watch = detector(
+        str(tmp_path / "c.sock"),
+        state_dir=tmp_path,
+        containerd_process=lambda: there[0] if there else None,
+        process_age=lambda process: 99.0 if process in there else None,
+        settings=ContainerRuntimeSettings(ended_grace_seconds=0),
+    )
+    with pytest.raises(CannotSeeError):
+        watch.probe()
+    there.clear()
+    with pytest.raises(NotApplicableError):
+        watch.probe()
+
+
 def test_a_containerd_that_runs_where_its_folder_is_not_mounted_is_not_accused(tmp_path: Path) -> None:
     def running(folder: Path) -> ContainerRuntimeDetector:
         return detector(str(folder / "c.sock"), explicit=True, containerd_process=lambda: CONTAINERD)

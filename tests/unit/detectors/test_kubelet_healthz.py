@@ -417,6 +417,22 @@ def test_a_kubelet_that_was_seen_and_is_gone_is_a_fault_until_its_unit_is_remove
         watch.probe()
 
 
+def test_a_process_of_that_name_that_systemd_did_not_run_is_no_kubelet_of_this_node() -> None:
+    """Such as `kubelet --version`."""
+    there = [KUBELET]
+    watch = detector(
+        closed_url(),
+        explicit=False,
+        kubelet_process=lambda: there[0] if there else None,
+        process_age=lambda process: 99.0 if process in there else None,
+        settings=KubeletHealthzSettings(ended_grace_seconds=0),
+    )
+    watch.probe()
+    there.clear()
+    with pytest.raises(NotApplicableError):
+        watch.probe()
+
+
 def test_a_kubelet_that_answered_before_its_process_was_seen_is_remembered() -> None:
     url = closed_url()
     port = int(url.rpartition(":")[2].partition("/")[0])
