@@ -1,7 +1,8 @@
 """Ends a service in such a way that somebody starts it again: by systemd, else by signals. Starts one that has ended.
 
-A service that nobody starts again is not ended at all: a sick kubelet is better than none. From systemd to signals one
-falls back only while systemd has not been asked to do anything.
+A service that nobody starts again is not ended at all: a sick kubelet is better than none. Signals are the way only
+where systemd cannot be reached or does not permit the call: a systemd that was called and did not answer may be busy,
+and then it does not start anything again either.
 """
 
 import os
@@ -16,6 +17,9 @@ from agent.remediation.hands import Grip, same_process
 from agent.remediation.remedy import ActError
 from agent.remediation.services import Patience
 from agent.remediation.systemd import START_LIMIT_HIT, BusError, DeclinedError, NoServiceError, Systemd, Unit, UnitState
+
+SILENT_RETRY_SECONDS = 30.0
+"""A systemd that does not answer is busy, such as while it reloads its units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Restarter:
             why = f"{error}, so nobody is known to start it again. Restart it by hand, as it was started"
             raise refused(RefusalReason.UNSAFE_NOW, why) from None
         except BusError as error:
-            return self._by_signals(process, str(error))
+            return self._by_signals(process, str(error), silent=error.asked)
         return Way(f"systemd, unit {unit.name}", unit)
 
     def way_to_start(self, name: str) -> Way:
@@ -71,6 +75,7 @@ class Restarter:
         if unit is None:
             raise ActError("nothing was done: no unit is known")
         try:
+            self._reset_failed(unit)
             self._systemd.start(unit)
         except DeclinedError as error:
             raise ActError(f"{error}; nothing was done. {_see(unit)}") from None
@@ -102,11 +107,13 @@ class Restarter:
     def restart(self, grip: Grip, way: Way) -> str:
         """End the process and return what was done. Raises ActError."""
         pid = grip.process.pid
-        if grip.ended(0):
-            raise ActError(f"process {pid} ended by itself before it was touched; nothing was done")
+        _require_running(grip)
         if way.unit is None:
             return self._signal(grip, way)
         try:
+            self._reset_failed(way.unit)
+            self._require_not_stopping(way.unit)
+            _require_running(grip)  # the calls may have taken seconds, and RestartUnit starts a unit that was stopped
             self._systemd.restart(way.unit)
         except DeclinedError as error:
             raise ActError(f"{error}; nothing was done. {_see(way.unit)}") from None
@@ -122,7 +129,30 @@ class Restarter:
             "killed"
         )
 
-    def _by_signals(self, process: Process, why: str) -> Way:
+    def _reset_failed(self, unit: Unit) -> None:
+        """Reset the count of a unit's starts. Raises BusError if systemd cannot be reached, DeclinedError, ActError."""
+        try:
+            self._systemd.reset_failed(unit)
+        except BusError as error:
+            if error.asked:
+                raise _silent(error) from None
+            raise
+
+    def _require_not_stopping(self, unit: Unit) -> None:
+        """Make sure that systemd is not ending the unit already: a restart would undo an administrator's stop."""
+        try:
+            state = self._systemd.active_state(unit)
+        except BusError as error:
+            raise _silent(error) from None
+        if state in {"deactivating", "inactive", "failed"}:
+            why = f"{unit.name} has been stopped since (ActiveState={state}), and a restart would undo that"
+            raise ActError(f"nothing was done: {why}. {_see(unit)}")
+
+    def _by_signals(self, process: Process, why: str, *, silent: bool = False) -> Way:
+        """Return the way without systemd. `silent`: systemd was reached and did not answer, so it may not act either.
+
+        Raises RefusedError.
+        """
         supervisor = self._supervisor(process)
         if not supervisor:
             init = self._procfs.process(INIT_PID)
@@ -133,6 +163,9 @@ class Restarter:
                 f"and {why}. Restart it by hand, as it was started",
             )
         by_systemd = supervisor.startswith("systemd ")
+        if by_systemd and silent:
+            doubt = f"{supervisor} is to start process {process.pid} again, but {why}: it may not start anything now"
+            raise refused(RefusalReason.UNSAFE_NOW, doubt, SILENT_RETRY_SECONDS)
         unread = "; its Restart= and start limit cannot be read" if by_systemd else ""
         return Way(f"signals, since {why}; {supervisor} is to start it again{unread}", unclean=by_systemd)
 
@@ -212,6 +245,15 @@ def _may_be_started(state: UnitState) -> None:
         raise refused(RefusalReason.TARGET_CHANGED, why)
     why = f"systemd is at {name} already ({state}): it starts it by itself, or ends it"
     raise refused(RefusalReason.NOT_CONFIRMED, f"{why}. If it keeps ending, see journalctl -u {name}")
+
+
+def _require_running(grip: Grip) -> None:
+    if grip.ended(0):
+        raise ActError(f"process {grip.process.pid} ended by itself before it was touched; nothing was done")
+
+
+def _silent(error: BusError) -> ActError:
+    return ActError(f"nothing was done: systemd does not answer: {error}")
 
 
 def _see(unit: Unit) -> str:

@@ -177,37 +177,45 @@ class Systemd:
             return ""
         return self._text(path, UNIT, "FreezerState", optional=True)
 
-    def restart(self, unit: Unit) -> None:
-        """Queue a job that restarts the unit; it goes on by itself. Raises BusError, DeclinedError.
+    def reset_failed(self, unit: Unit) -> None:
+        """Reset what systemd counts of a unit's starts; nothing else changes. Raises BusError, DeclinedError.
 
-        systemd would stop a unit whose start limit is used up and then not start it: so the count of its starts is
-        reset before.
+        Needed before each restart and start: systemd would stop a unit whose start limit is used up and then not start
+        it. A unit that is not loaded has no count.
         """
-        self._reset_failed(unit.name)
+        self._order("ResetFailedUnit", unit.name, "s", (unit.name,), "", harmless=NO_SUCH_UNIT)
+
+    def active_state(self, unit: Unit) -> str:
+        """Return ActiveState of a loaded unit. Raises BusError."""
+        return self._text(unit.path, UNIT, "ActiveState")
+
+    def restart(self, unit: Unit) -> None:
+        """Queue a job that restarts the unit; it goes on by itself. Raises BusError, DeclinedError."""
         self._order("RestartUnit", unit.name, "ss", (unit.name, "replace"), "o")
 
     def start(self, unit: Unit) -> None:
         """Queue a job that starts the unit; nothing happens if it runs. Raises BusError, DeclinedError."""
-        self._reset_failed(unit.name)
         self._order("StartUnit", unit.name, "ss", (unit.name, "replace"), "o")
 
     def thaw(self, name: str) -> None:
         """Thaw the cgroup of a unit; returns once it is thawed. Raises BusError, DeclinedError."""
         self._order("ThawUnit", name, "s", (name,), "")
 
-    def _reset_failed(self, name: str) -> None:
-        """Reset what systemd counts of a unit's starts. Raises BusError, which leaves the unit as it was."""
-        try:
-            self._order("ResetFailedUnit", name, "s", (name,), "")
-        except BusError as error:
-            raise BusError(str(error), asked=False) from None
-
-    def _order(self, method: str, name: str, signature: str, body: tuple[Any, ...], expected: str) -> None:
+    def _order(
+        self,
+        method: str,
+        name: str,
+        signature: str,
+        body: tuple[Any, ...],
+        expected: str,
+        harmless: frozenset[str] = frozenset(),
+    ) -> None:
+        """Call a method that changes something; `harmless`: errors by which there is nothing to change."""
         reply = self._call(*MANAGER, method, signature, body, expected)
         if reply.error in KEPT_OUT | UNANSWERED:
             why = f"{method} of {name} could not be called: {reply.problem}"
             raise BusError(why, asked=reply.error in UNANSWERED)
-        if reply.error:
+        if reply.error and reply.error not in harmless:
             raise DeclinedError(f"systemd declines {method} of {name}: {reply.problem}")
 
     def _path(self, reply: "Reply", what: str) -> str:

@@ -3,7 +3,7 @@
 The bus is Debian's dbus-daemon, private, with a socket and a configuration of its own. The manager answers the calls by
 which units are found, started, restarted and thawed, with the names and errors of org.freedesktop.systemd1(5), and does
 what systemd was measured to do in tests/vm: a restart of a unit whose start limit is used up stops it and does not
-start it, unless its count was reset before; LoadUnit finds every name, GetUnit only loaded units.
+start it, unless its count was reset before; LoadUnit finds every name, GetUnit and ResetFailedUnit only loaded units.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ class SystemdStandin:
     ``thaw`` likewise, and ``stop`` what is left of a restart once the start limit is used up. ``units`` are loaded from
     the beginning, ``limited`` the names of those whose start limit is used up. ``silent``: methods that are not
     answered; ``declines``: the error that a job is answered with; ``lacks``: properties this systemd is too old for.
+    ``before`` is called with each method before it is answered.
     ``calls`` are the methods called, with what was told.
     """
 
@@ -140,6 +141,7 @@ class SystemdStandin:
     units: tuple[UnitStandin, ...] = ()
     limited: set[str] = field(default_factory=set)
     lacks: frozenset[str] = frozenset()
+    before: Callable[[str], None] = lambda _: None
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -179,6 +181,7 @@ class SystemdStandin:
         fields = message.header.fields
         method = fields[HeaderFields.member]
         self.calls.append((method, message.body))
+        self.before(method)
         reply = self._reply(message, method, fields[HeaderFields.path])
         if method not in self.silent:
             connection.send(reply)
@@ -231,6 +234,9 @@ class SystemdStandin:
         return new_method_return(message, "o", (unit.path,))
 
     def _taken(self, message: Message, method: str) -> Message:
+        named = self._named(message.body[0])
+        if method == "ResetFailedUnit" and named.path not in self._units:
+            return new_error(message, f"{_NAME}.NoSuchUnit", "s", (f"Unit {named.name} not loaded.",))
         if method in {"ResetFailedUnit", "ThawUnit"}:
             return new_method_return(message)
         if self.declines:

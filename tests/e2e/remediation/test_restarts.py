@@ -137,9 +137,20 @@ def test_our_own_unit_is_never_restarted(node: FakeNode, bus: PrivateBus) -> Non
     assert seen.reason is RefusalReason.PROTECTED_PROCESS
 
 
-def test_a_bus_that_does_not_answer_leaves_the_signals(node: FakeNode, bus: PrivateBus) -> None:
+def test_where_systemd_does_not_answer_nothing_is_ended_that_systemd_starts_again(
+    node: FakeNode, bus: PrivateBus
+) -> None:
+    """Process 1 is busy, and would not start it now."""
     with SystemdStandin(bus, unit_of(KUBELET), silent=frozenset({"GetUnitByPID"})):
-        way = restarter(node, bus.socket, 0.3).way(node.add(KUBELET))
+        seen = refusal(lambda: restarter(node, bus.socket, 0.3).way(node.add(KUBELET)))
+    assert seen.reason is RefusalReason.UNSAFE_NOW
+    assert "has not answered within" in seen.message
+
+
+def test_where_systemd_does_not_answer_another_supervisor_starts_it_again(node: FakeNode, bus: PrivateBus) -> None:
+    node.add(PARENT, comm="runsv", cgroup="/")
+    with SystemdStandin(bus, unit_of(KUBELET), silent=frozenset({"GetUnitByPID"})):
+        way = restarter(node, bus.socket, 0.3).way(node.add(KUBELET, ppid=PARENT, cgroup="/"))
     assert way.unit is None
     assert "has not answered within" in way.text
 
@@ -228,6 +239,45 @@ def test_what_systemd_declines_is_not_done_by_signals(
     ):
         end_by_systemd(node, kubelet, bus)
     assert kubelet.poll() is None
+
+
+@pytest.mark.parametrize("method", ["ResetFailedUnit", "Get"])
+def test_where_systemd_does_not_answer_before_the_restart_nothing_is_done(
+    node: FakeNode, bus: PrivateBus, kubelet: subprocess.Popen[bytes], method: str
+) -> None:
+    """Nothing is killed while process 1 is busy: nobody would start it again."""
+
+    def act(grip: Grip, seen: Process) -> str:
+        client = restarter(node, bus.socket, 0.5)
+        way = client.way(seen)
+        manager.silent = frozenset({method})
+        return client.restart(grip, way)
+
+    manager = SystemdStandin(bus, unit_of(kubelet.pid))
+    with manager, pytest.raises(ActError, match="nothing was done: systemd does not answer"):
+        end(node, kubelet, act)
+    assert kubelet.poll() is None
+    assert "RestartUnit" not in {name for name, _ in manager.calls}
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ended", "is ending"])
+def test_a_stop_by_an_administrator_meanwhile_is_not_undone(
+    node: FakeNode, bus: PrivateBus, kubelet: subprocess.Popen[bytes], ends: bool
+) -> None:
+    def stop(method: str) -> None:
+        if method != "ResetFailedUnit":
+            return
+        if ends:
+            kubelet.kill()
+            kubelet.wait()
+        else:
+            manager._put(UnitStandin("kubelet.service", kubelet.pid, active_state="deactivating"))
+
+    manager = SystemdStandin(bus, unit_of(kubelet.pid), before=stop)
+    why = "ended by itself.*nothing was done" if ends else "nothing was done: .*ActiveState=deactivating"
+    with manager, pytest.raises(ActError, match=why):
+        end_by_systemd(node, kubelet, bus)
+    assert "RestartUnit" not in {name for name, _ in manager.calls}
 
 
 def test_a_restart_that_went_unanswered_is_not_tried_in_another_way(

@@ -85,26 +85,37 @@ def test_a_unit_is_restarted_once_and_replaces_other_jobs(bus: PrivateBus) -> No
     assert manager.calls[-1] == ("RestartUnit", ("kubelet.service", "replace"))
 
 
-def test_what_systemd_counts_of_the_starts_is_reset_before_a_restart(bus: PrivateBus) -> None:
+def test_what_systemd_counts_of_the_starts_is_reset(bus: PrivateBus) -> None:
     """Otherwise one whose start limit is used up would be stopped and not be started."""
     restarted: list[str] = []
     manager = SystemdStandin(bus, only(KUBELET), restarted.append, limited={"kubelet.service"})
     with manager:
         client = systemd(bus.socket)
-        client.restart(client.service_of(812))
+        unit = client.service_of(812)
+        client.reset_failed(unit)
+        client.restart(unit)
     assert restarted == ["kubelet.service"]
-    assert [method for method, _ in manager.calls[-2:]] == ["ResetFailedUnit", "RestartUnit"]
 
 
-def test_where_the_count_cannot_be_reset_the_unit_is_not_stopped(bus: PrivateBus) -> None:
-    silent = frozenset({"ResetFailedUnit"})
-    with SystemdStandin(bus, only(KUBELET), silent=silent, limited={"kubelet.service"}) as manager:
+def test_a_unit_that_is_not_loaded_has_no_count_to_reset(bus: PrivateBus) -> None:
+    """systemd answers NoSuchUnit, and StartUnit loads the unit then."""
+    started: list[str] = []
+    unit = Unit("kubelet.service", KUBELET.path, 0, "process")
+    with SystemdStandin(bus, lambda _: None, start=started.append) as manager:
+        client = systemd(bus.socket)
+        client.reset_failed(unit)
+        client.start(unit)
+    assert [method for method, _ in manager.calls] == ["ResetFailedUnit", "StartUnit"]
+    assert started == ["kubelet.service"]
+
+
+def test_a_reset_without_an_answer_says_so(bus: PrivateBus) -> None:
+    with SystemdStandin(bus, only(KUBELET), silent=frozenset({"ResetFailedUnit"})):
         client = systemd(bus.socket, 0.3)
         unit = client.service_of(812)
         with pytest.raises(BusError) as error:
-            client.restart(unit)
-    assert not error.value.asked
-    assert "RestartUnit" not in {method for method, _ in manager.calls}
+            client.reset_failed(unit)
+    assert error.value.asked
 
 
 def test_a_unit_that_has_ended_is_started(bus: PrivateBus) -> None:
@@ -113,6 +124,7 @@ def test_a_unit_that_has_ended_is_started(bus: PrivateBus) -> None:
     with SystemdStandin(bus, only(KUBELET), start=started.append, units=(ended,), limited={ended.name}) as manager:
         client = systemd(bus.socket)
         state = client.state("kubelet.service")
+        client.reset_failed(state.unit)
         client.start(state.unit)
     assert state.unit == Unit("kubelet.service", ended.path, 0, "process")
     assert str(state) == "ActiveState=failed, SubState=failed, Result=start-limit-hit"
