@@ -16,7 +16,7 @@ from agent.host.bundles import Bundle
 from agent.host.inventory import SHIM_COMM, Inventory, InventorySense, Shim
 from agent.host.procfs import Process, Procfs
 from agent.host.shims import STOPPED, Outcome, ShimAnswer
-from agent.model import DeploymentFault, Finding, NotApplicableError, ProcessId, Target
+from agent.model import CannotSeeError, DeploymentFault, Finding, NotApplicableError, ProcessId, Target
 from agent.remediation.container_processes import ContainerProcesses, configured_cgroup
 from agent.remediation.hands import same_process
 from agent.remediation.shim_probe import STATUS_NAMES, ShimProbe
@@ -118,7 +118,7 @@ class ShimCheck:
         """The shim of the container as a fresh look has it, which must be this process; None if its bundle is gone."""
         try:
             seen = self._inventory.take()
-        except (NotApplicableError, OSError) as error:
+        except (NotApplicableError, CannotSeeError, OSError) as error:
             raise _unreadable(error) from None
         for shim in seen.shims:
             if any(_is_of(bundle, target) for bundle in shim.bundles):

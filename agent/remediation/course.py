@@ -13,7 +13,7 @@ from enum import StrEnum
 from agent.acts import Outcome, Refusal, RefusalReason, RefusedError, Remediation, Request, refused
 from agent.clock import Clock
 from agent.durations import measured_duration
-from agent.model import Action, Finding, Status
+from agent.model import Action, CannotSeeError, Finding, Status
 from agent.pipeline.board import Board
 from agent.remediation.evidence import EvidenceError, EvidenceStore
 from agent.remediation.ledger import Ledger, LedgerError
@@ -125,6 +125,8 @@ class Course:
         with ExitStack() as stack:
             try:
                 case = stack.enter_context(remedy.confirm(request.target, finding))
+            except CannotSeeError as error:
+                raise refused(RefusalReason.CANNOT_SEE, str(error)) from error
             except OSError as error:
                 message = f"the target cannot be looked at: {error.strerror or error}"
                 raise refused(RefusalReason.CANNOT_SEE, message) from error

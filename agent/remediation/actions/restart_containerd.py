@@ -23,7 +23,7 @@ from agent.host.inventory import SHIM_COMM, Inventory, InventorySense, Shim
 from agent.host.listeners import Listeners
 from agent.host.procfs import Procfs
 from agent.host.shims import Outcome, ShimAnswer, ShimSense
-from agent.model import Action, Finding, NotApplicableError, ProcessId, Target, TargetKind
+from agent.model import Action, CannotSeeError, Finding, NotApplicableError, ProcessId, Target, TargetKind
 from agent.remediation.hands import Grip, held
 from agent.remediation.restart_case import (
     ASK_SECONDS,
@@ -197,7 +197,7 @@ class RestartContainerd:
         try:
             inventory = self._inventory.take()
             processes = self._procfs.named(SHIM_COMM)
-        except NotApplicableError as error:
+        except (NotApplicableError, CannotSeeError) as error:
             raise refused(RefusalReason.CANNOT_SEE, str(error)) from None
         except OSError as error:
             why = f"the shims cannot be listed, and they must outlive the restart: {error.filename}: {error.strerror}"

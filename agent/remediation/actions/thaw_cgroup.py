@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from agent.acts import RefusalReason, refused
+from agent.acts import RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.durations import measured_duration
 from agent.host import cgroups as cgroup_names
@@ -66,7 +66,7 @@ class ThawCgroup:
     )
     requires: ClassVar[str] = (
         "The process is in a frozen cgroup now, the one the finding names if it names one; it is no hierarchy's root, "
-        "and containerd has not paused the container."
+        "and containerd has not paused the container, which the agent must be permitted to query."
     )
     verifies: ClassVar[str] = "The process is in no frozen cgroup any more, and a shim answers Connect."
     risk: ClassVar[str] = (
@@ -107,13 +107,14 @@ class ThawCgroup:
             bundle = None if target.kind in _SERVICES else self._bundle(target, lines)
             if bundle is not None and target.kind is not TargetKind.SHIM:
                 self._require_not_paused(bundle)
+            shim = bundle if bundle is not None and bundle.address and target.kind is TargetKind.SHIM else None
             with self._thawer.prepared(self._cgroups.freezes(lines) or (told,)) as thaw:
                 yield _Thawed(
                     message=f"process {process.pid} ({process.comm}) is in the frozen cgroup {told.path}{thaw.by}",
                     grip=grip,
                     told=told,
                     thaw=thaw,
-                    shim=bundle if target.kind is TargetKind.SHIM else None,
+                    shim=shim,
                     procfs=self._procfs,
                     cgroups=self._cgroups,
                     clock=self._clock,
@@ -137,15 +138,23 @@ class ThawCgroup:
         return told
 
     def _bundle(self, target: Target, lines: tuple[str, ...]) -> Bundle | None:
-        """The bundle of the container the process is in, or of the one that is accused."""
+        """The bundle of the container the process is in, or of the finding's: one with an address, or a denied one."""
         owner = cgroup_names.owner(lines, self._namespaces)
         container = owner.container_id if owner is not None else target.container_id
-        return next((bundle for bundle in self._bundles.find(container) if bundle.address), None)
+        usable = [bundle for bundle in self._bundles.find(container) if bundle.address or bundle.fault is not None]
+        return min(usable, key=lambda bundle: not bundle.address, default=None)
 
     def _require_not_paused(self, bundle: Bundle) -> None:
-        """Who pauses a container through containerd means it. A shim that is silent cannot be asked."""
+        """Make sure that the container is not paused through containerd, which is done on purpose.
+
+        A shim that does not answer does not report it. Raises RefusedError.
+        """
+        if not bundle.address:
+            raise _cannot_see_pause(bundle, bundle.problem)
         with closing(ShimProbe(_query(bundle), self._clock)) as probe:
             answer = probe.ask(ASK_SECONDS)
+        if answer.outcome is Outcome.NOT_PERMITTED:
+            raise _cannot_see_pause(bundle, answer.message)
         short = bundle.id[:12]
         state = answer.states.get(bundle.id)
         if state is not None and state.status in {PAUSED, PAUSING}:
@@ -222,6 +231,11 @@ def _verified_shim(pid: int, answer: ShimAnswer) -> Verification:
         why = f"shim {pid} is thawed but still does not answer Connect after {waited}"
         return Verification(helped=False, message=why)
     return Verification(helped=None, message=f"shim {pid} is thawed; it cannot be asked: {answer.message}")
+
+
+def _cannot_see_pause(bundle: Bundle, denied: str) -> RefusedError:
+    why = f"whether container {bundle.id[:12]} was paused on purpose cannot be seen: {denied}"
+    return refused(RefusalReason.CANNOT_SEE, why)
 
 
 def _query(bundle: Bundle) -> ShimQuery:

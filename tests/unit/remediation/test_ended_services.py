@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -16,7 +16,7 @@ from agent.host.exchange import Attempt, Ending, Phase
 from agent.host.inventory import InventorySense
 from agent.host.pods import Pods
 from agent.host.shims import ShimSense
-from agent.model import Action, Finding, Target, TargetKind
+from agent.model import Action, CannotSeeError, Finding, Target, TargetKind
 from agent.remediation.actions.restart_containerd import RestartContainerd
 from agent.remediation.actions.restart_kubelet import RestartKubelet
 from agent.remediation.remedy import ActError
@@ -291,6 +291,22 @@ def test_a_containerd_is_not_started_while_a_shim_hangs(tmp_path: Path, bus: Pri
     assert seen.reason is RefusalReason.UNSAFE_NOW
     assert "2 shims are hung (ContainerdShimHung)" in seen.message
     assert "Deal with them first (ThawCgroup)" in seen.message
+
+
+def test_a_containerd_is_not_started_where_its_shims_may_not_be_listed(
+    tmp_path: Path, bus: PrivateBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state/io.containerd.runtime.v2.task").mkdir(parents=True)
+    bench = Bench(FakeNode(tmp_path), TargetKind.CONTAINERD, bus)
+
+    def deny(_: Bundles) -> NoReturn:
+        raise CannotSeeError("its bundles may not be read: Permission denied")
+
+    monkeypatch.setattr(Bundles, "list", deny)
+    with bench.systemd():
+        seen = bench.refused()
+    assert seen.reason is RefusalReason.CANNOT_SEE
+    assert "Permission denied" in seen.message
 
 
 # --- frozen, not sick

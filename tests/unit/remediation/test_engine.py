@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.acts import Caller, Limits, Outcome, RefusalReason, Remediation, Request
-from agent.model import Action
+from agent.model import Action, CannotSeeError
 from agent.remediation.evidence import EvidenceError
 from agent.remediation.ledger import LedgerError
 from agent.remediation.remedy import ActError, Verification
@@ -136,8 +136,9 @@ def test_a_probe_during_which_the_agent_stood_still_confirms_nothing(bench: Benc
     assert bench.ask().outcome is Outcome.VERIFIED, "the same request may come again"
 
 
-def test_a_probe_that_cannot_see_refuses(bench: Bench) -> None:
-    bench.remedy.at_confirm = raising(PermissionError(13, "Permission denied"))
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), CannotSeeError("Permission denied")])
+def test_a_probe_that_cannot_see_refuses(bench: Bench, error: Exception) -> None:
+    bench.remedy.at_confirm = raising(error)
     answer = bench.ask()
     assert refused_for(answer) is RefusalReason.CANNOT_SEE
     assert "Permission denied" in answer.message

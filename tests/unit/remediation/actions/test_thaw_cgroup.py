@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from agent.acts import Refusal, RefusalReason, RefusedError
+from agent.host import bundles
 from agent.host.bundles import Bundles
 from agent.host.cgroups import Cgroups
+from agent.host.shims import Outcome, ShimAnswer
 from agent.model import Action, Finding, ProcessId, Target, TargetKind
 from agent.remediation.actions import thaw_cgroup
 from agent.remediation.actions.thaw_cgroup import ThawCgroup
 from agent.remediation.remedy import ActError, Verification
+from agent.remediation.shim_probe import ShimProbe
 from agent.remediation.systemd import Systemd
 from tests.lab.cgroups import Hierarchy
 from tests.lab.processes import Process, kill
@@ -35,10 +38,10 @@ class Stage:
 
     def remedy(self, sysfs: str = "/sys") -> ThawCgroup:
         namespaces = (self.ours.namespace,)
-        bundles = Bundles(str(self.state.root), namespaces)
         systemd = Systemd(str(self.folder / "no-bus"), RealClock())
+        found = Bundles(str(self.state.root), namespaces)
         return ThawCgroup(
-            PROCFS, Cgroups("/sys"), bundles, RealClock(), sysfs=sysfs, systemd=systemd, namespaces=namespaces
+            PROCFS, Cgroups("/sys"), found, RealClock(), sysfs=sysfs, systemd=systemd, namespaces=namespaces
         )
 
     def shim_of(self, name: str, answers: frozenset[str], **statuses: int) -> ShimServer:
@@ -192,6 +195,30 @@ class TestWhatIsRefused:
         stage.shim_of("web", frozenset({"Connect"}))
         refusal = stage.refusal(finding_of(process))
         assert (refusal.reason, refusal.retry_seconds) == (RefusalReason.UNSAFE_NOW, 10)
+
+    @pytest.mark.parametrize("hidden", ["bundle", "socket"])
+    def test_a_container_whose_pause_may_not_be_seen(
+        self, stage: Stage, hidden: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As without CAP_DAC_READ_SEARCH: it may be paused on purpose."""
+        path = stage.ours.make("web")
+        process = stage.ours.sleeper(path)
+        freeze(v2(), path)
+        stage.shim_of("web", frozenset({"Connect", "State"}), web=PAUSED)
+
+        def deny(*_: object) -> NoReturn:
+            raise PermissionError(13, "Permission denied", "address")
+
+        if hidden == "bundle":
+            monkeypatch.setattr(bundles, "_read_bundle", deny)
+        else:
+            answer = ShimAnswer("s", Outcome.NOT_PERMITTED, "Permission denied: the agent needs CAP_DAC_READ_SEARCH")
+            monkeypatch.setattr(ShimProbe, "ask", lambda *_: answer)
+        refusal = stage.refusal(finding_of(process))
+        assert refusal.reason is RefusalReason.CANNOT_SEE
+        assert "whether container web was paused on purpose cannot be seen" in refusal.message
+        assert "Permission denied" in refusal.message
+        assert frozen(process)
 
 
 @pytest.mark.parametrize("answers", [frozenset({"Connect", "State"}), frozenset()], ids=["running", "silent"])
