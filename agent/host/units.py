@@ -3,6 +3,7 @@
 systemd names the cgroup of a unit after the unit, on cgroup v1 in its own hierarchy `name=systemd` (systemd.slice(5)).
 """
 
+import os
 from pathlib import Path
 
 from agent.host import cgroups
@@ -25,6 +26,8 @@ UNIT_FOLDERS = (
     "run/systemd/generator.late",
 )
 """Where the system manager loads unit files from (systemd.unit(5), table 1)."""
+MANAGERS = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
+"""The system manager's program: where it is missing, the folders above are not those of the node."""
 
 
 def service_cgroup(lines: tuple[str, ...]) -> str:
@@ -50,13 +53,19 @@ def unit_of(cgroup: str) -> str:
 def is_removed(unit: str, root: Path = Path("/")) -> bool:
     """Whether systemd runs this machine and no unit file of this name exists any more.
 
-    False where systemd's folders are not visible, as in a container. A masked unit is a link to /dev/null and exists.
+    False where systemd's folders are not visible, as in a container, also in one that has the node's /run alone. A
+    mask, which is a link to /dev/null, is no unit file: a package that is removed may leave it.
     """
-    if not (root / "run/systemd/system").is_dir():  # sd_booted(3)
+    booted = (root / "run/systemd/system").is_dir()  # sd_booted(3)
+    if not booted or not any(_exists(root / each) for each in MANAGERS):
         return False
     template, at, _ = unit.partition("@")
     names = (unit, f"{template}@.{unit.rpartition('.')[2]}") if at else (unit,)
-    return not any(_exists(root / folder / name) for folder in UNIT_FOLDERS for name in names)
+    return not any(_is_unit_file(root / folder / name) for folder in UNIT_FOLDERS for name in names)
+
+
+def _is_unit_file(path: Path) -> bool:
+    return _exists(path) and not (path.is_symlink() and os.readlink(path) == "/dev/null")
 
 
 def _exists(path: Path) -> bool:
