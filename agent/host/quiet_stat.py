@@ -36,4 +36,5 @@ class QuietStat:
 
     def keep(self, pids: Collection[int]) -> None:
         """Forget all processes but these."""
-        self._started = {pid: known for pid, known in self._started.items() if pid in pids}
+        known = self._started.copy()  # in one step: other threads add to it meanwhile
+        self._started = {pid: known[pid] for pid in known if pid in pids}

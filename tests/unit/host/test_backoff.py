@@ -8,6 +8,7 @@ import pytest
 from agent.host.backoff import RETRY_SECONDS, Backoff
 from agent.host.listeners import Listeners
 from agent.host.procfs import Procfs, PtraceGuard
+from agent.host.quiet_stat import QuietStat
 from agent.host.rights import Capability
 from agent.model import CannotSeeError, DeploymentCause
 from tests.unit.builders import FakeProc
@@ -177,6 +178,20 @@ class TestQuietStat:
         now = node.procfs.process(7)
         assert now is not None
         assert (now.comm, now.start_time, now.state) == ("runc", 900, "R")
+
+    def test_another_thread_may_see_a_new_process_while_the_ended_ones_are_forgotten(self) -> None:
+        status = b"Name:\tcat\nState:\tS (sleeping)\nPPid:\t1\n"
+        quiet = QuietStat(lambda *_: status, lambda _: 5)
+
+        class Pids(set[int]):
+            def __contains__(self, pid: object) -> bool:
+                quiet.line(1000 + int(str(pid)))
+                return True
+
+        for pid in (1, 2, 3):
+            quiet.line(pid)
+        quiet.keep(Pids())
+        assert quiet.line(1).startswith(b"1 (cat) S 1 ")
 
     def test_who_acts_reads_stat_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         node = self.node(tmp_path, monkeypatch)
