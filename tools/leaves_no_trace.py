@@ -7,6 +7,7 @@ started. All of the machine is compared, and lanes run side by side: so within s
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,8 +36,14 @@ PLACES = {
 }
 """Where a part of a node may leave files, and by which names; installing a package makes others."""
 DEPTH = 3
-KEPT = ("/run/lock", "/run/mount", "/run/xtables.lock", "/run/containers", "/run/libpod", "/run/systemd")
+KEPT = ("/run/lock", "/run/mount", "/run/xtables.lock", "/run/containers", "/run/libpod")
 """What util-linux, iptables and buildah make for themselves wherever they are run."""
+OF_SYSTEMD = ("/run/credentials", "/run/log", "/run/systemd", "/run/udev", "/run/user")
+"""Where files, sockets and mounts come and go with services, devices and logins, on a machine with systemd."""
+CGROUPS_OF_SYSTEMD = ("init.scope", "system.slice", "user.slice")
+"""In the root of a hierarchy; where the cgroups of services and logins are."""
+BUS_CLIENT = re.compile(r"@[0-9a-f]+/bus/")
+"""The name that a client of sd-bus gives its socket."""
 SYSCTLS = (
     "kernel/core_pattern",
     "kernel/panic",
@@ -151,13 +158,27 @@ def processes(mark: str) -> Iterator[str]:
 def _mounts() -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        yield f"{before.split()[4]} ({after.split()[0]})"
+        if not is_below(before.split()[4], OF_SYSTEMD):
+            yield f"{before.split()[4]} ({after.split()[0]})"
 
 
 def _cgroups() -> Iterator[str]:
     roots = {line.split()[0] for line in _mounts() if line.endswith(("(cgroup)", "(cgroup2)"))}
     for root in roots:
-        yield from (folder for folder, _, _ in os.walk(root))
+        yield from cgroups_below(root)
+
+
+def cgroups_below(root: str) -> Iterator[str]:
+    """Yield the cgroups of a hierarchy, without those of systemd's services and logins."""
+    for folder, below, _ in os.walk(root):
+        yield folder
+        if folder == root:
+            below[:] = (name for name in below if name not in CGROUPS_OF_SYSTEMD)
+
+
+def is_below(path: str, folders: tuple[str, ...]) -> bool:
+    """Whether the path is one of these folders or in one of them."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _rules() -> Iterator[str]:
@@ -188,7 +209,7 @@ def _below(place: str, names: tuple[str, ...], depth: int) -> Iterator[str]:
     except OSError:
         return
     for entry in found:
-        if entry.path.startswith(KEPT) or not any(fnmatch(entry.name, name) for name in names):
+        if is_below(entry.path, KEPT + OF_SYSTEMD) or not any(fnmatch(entry.name, name) for name in names):
             continue
         yield entry.path
         if depth > 1 and entry.is_dir(follow_symlinks=False):
@@ -198,7 +219,13 @@ def _below(place: str, names: tuple[str, ...], depth: int) -> Iterator[str]:
 def _sockets() -> Iterator[str]:
     lines = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
     names = (words[7] for words in lines if len(words) == 8)
-    return (name for name in names if not name.startswith(f"{tempfile.gettempdir()}/pytest-of-"))
+    return (
+        name for name in names if not name.startswith(f"{tempfile.gettempdir()}/pytest-of-") and not _is_systemds(name)
+    )
+
+
+def _is_systemds(socket: str) -> bool:
+    return is_below(socket, OF_SYSTEMD) or BUS_CLIENT.match(socket) is not None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tools import leaves_no_trace
-from tools.leaves_no_trace import MARK, Machine, machine, processes, run, settled
+from tools.leaves_no_trace import MARK, OF_SYSTEMD, Machine, cgroups_below, is_below, machine, processes, run, settled
 
 EMPTY = Machine(**dict.fromkeys((each.name for each in fields(Machine)), frozenset()))
 SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
@@ -51,6 +51,49 @@ def test_the_name_of_a_socket_that_is_left_is_seen() -> None:
         listener.bind(f"\0{name}")
         assert f"@{name}" in machine({}).sockets
     assert f"@{name}" not in machine({}).sockets
+
+
+@pytest.mark.parametrize("path", ["/run/user/0/bus", "/run/udev", "/run/log/journal", "/run/credentials/a.service"])
+def test_what_systemd_changes_by_itself_is_left_out(path: str) -> None:
+    assert is_below(path, OF_SYSTEMD)
+    assert not is_below(f"/var{path}", OF_SYSTEMD)
+
+
+@pytest.mark.parametrize("path", ["/run", "/run/containerd/s/1", "/run/users", "/run/nodediag/nodediag.sock"])
+def test_what_the_tests_may_leave_beside_it_is_compared(path: str) -> None:
+    assert not is_below(path, OF_SYSTEMD)
+
+
+def test_files_sockets_and_mounts_of_systemd_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
+        Path(place, "user").mkdir()
+        listener.bind(f"{place}/user/bus")
+        assert f"{place}/user/bus" in machine({}).sockets
+        mount = next(iter(sorted(machine({}).mounts))).split()[0]
+        monkeypatch.setattr(leaves_no_trace, "OF_SYSTEMD", (f"{place}/user", mount))
+        seen = machine({place: ("*",)})
+        assert not [each for each in (*seen.files, *seen.sockets) if each.startswith(place)]
+        assert not [each for each in seen.mounts if each.startswith(f"{mount} ")]
+
+
+def test_the_sockets_of_bus_clients_are_left_out() -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.bind("\0" + f"{os.getpid():x}/bus/nodediag-test/system")
+        assert not [name for name in machine({}).sockets if name.endswith("/bus/nodediag-test/system")]
+
+
+def test_cgroups_of_services_and_logins_are_left_out(tmp_path: Path) -> None:
+    below = {
+        "nodediag-lab-1/pod",
+        "kubepods/system.slice",
+        "system.slice/a.service",
+        "user.slice/user-0.slice",
+        "init.scope",
+    }
+    for each in below:
+        (tmp_path / each).mkdir(parents=True)
+    found = {folder.removeprefix(str(tmp_path)) for folder in cgroups_below(str(tmp_path))}
+    assert found == {"", "/nodediag-lab-1", "/nodediag-lab-1/pod", "/kubepods", "/kubepods/system.slice"}
 
 
 def test_the_machine_is_read() -> None:
