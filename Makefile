@@ -60,12 +60,15 @@ node-down:
 test: kubernetes-in-background unit lab-packages node-packages cluster-packages vm-packages
 	@$(TRACELESS) $(MAKE) --no-print-directory on-real-parts
 
-# Each lane that is run by itself is compared by itself; within this, all of them together.
+# Each lane that is run by itself is compared by itself; within this, all of them together. All of them run, also after
+# one has failed.
 on-real-parts:
-	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile
-	$(BIN)/python -m pytest tests/machine
-	@$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES)
-	@$(MAKE) --no-print-directory vm-test
+	@failed=; \
+	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile || failed="$$failed tests/integration"; \
+	$(BIN)/python -m pytest tests/machine || failed="$$failed tests/machine"; \
+	$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES) || failed="$$failed lanes"; \
+	$(MAKE) --no-print-directory vm-test || failed="$$failed vm-test"; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 ## test-matrix: the lanes on containerd 1.6, 1.7 and 2.1 that `make test` leaves out
 test-matrix: setup-test lab-packages node-packages cluster-packages
@@ -76,29 +79,29 @@ $(REPEATED_LANES): lane-%:
 	@$(MAKE) --no-print-directory lane-$(firstword $(subst -, ,$*)) CONTAINERD=$(lastword $(subst -, ,$*))
 
 # In a node of its own a lane sees none of the faults that another one makes.
-lane-watching:
+lane-watching: setup-test lab-packages
 	$(TRACELESS) tools/in-a-node $(BIN)/python -m pytest tests/e2e/watching
 
-lane-remediation:
+lane-remediation: setup-test lab-packages
 	$(TRACELESS) tools/in-a-node $(BIN)/python -m pytest tests/e2e/remediation
 
-lane-cluster:
+lane-cluster: setup-test cluster-packages
 	$(TRACELESS) $(BIN)/python -m pytest tests/cluster
 
 # What it needs of Debian is installed before: apt runs once at a time. The lane that needs it waits for its end.
 kubernetes-in-background: cluster-packages
 	@mkdir -p build; nice -n 19 tools/get-kubernetes >build/kubernetes.log 2>&1 &
 
-lane-image:
+lane-image: setup-test lab-packages
 	$(TRACELESS) $(BIN)/python -m pytest tests/image
 
-lane-parts:
+lane-parts: setup-test lab-packages
 	$(TRACELESS) $(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
 
-lane-lab:
+lane-lab: setup-test lab-packages
 	$(TRACELESS) $(BIN)/python -m pytest tests/lab
 
-lane-delivery:
+lane-delivery: setup-test lab-packages node-packages
 	$(BIN)/python -m pytest tests/delivery tests/simulation -n 2
 
 ## vm-test: what needs systemd, cgroup v2 or AppArmor, in a virtual machine; it takes both cores, so by itself
