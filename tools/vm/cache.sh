@@ -17,6 +17,8 @@ take_lock() {
 
 # debian_sources SUITE: print the sources of a Debian release, at the mirrors that this machine's apt uses.
 debian_sources() {
+    # Container images often come without apt's lists, and then it names no mirror.
+    [ -n "$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages')" ] || apt-get -qq update >&2
     for label in Debian Debian-Security; do
         uri=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Identifier: Packages' | sed -n "s/^$label //p" | head -n 1)
         suite=$1
