@@ -40,8 +40,8 @@ OWN: tuple[Metric, ...] = (
     Metric(
         "deployment_fault",
         MetricKind.GAUGE,
-        "1 for each condition that a fault of the agent's own deployment makes Unknown (effect hides), or about which "
-        "less is known because of it (impairs); absent where there is none.",
+        "Whether a fault of the agent's own deployment hides (effect=hides) or impairs (effect=impairs) a condition; "
+        "absent where there is none.",
         ("detector", "type", "cause", "subject", "effect"),
     ),
     Metric(
@@ -132,6 +132,7 @@ class Metrics(Collector):
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
         board.subscribe(self._samples.hear)
+        board.subscribe(self._count_left_out)
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Return (body, content type) in the form the Accept header prefers: OpenMetrics or Prometheus text."""
@@ -145,7 +146,7 @@ class Metrics(Collector):
         """Yield every metric as it stands now; the registry calls this at each scrape."""
         entries = self._board.entries()
         yield from self._condition_families(entries)
-        yield _gauge(_OWN["deployment_fault"], _deployment_faults(entries))
+        yield _gauge(_OWN["deployment_fault"], dict.fromkeys(_deployment_faults(entries)[:MAX_SERIES], 1.0))
         yield from self._detector_families([entry.status for entry in entries])
         yield _counter("series_dropped_total", {(): self._samples.dropped()})
         yield _counter("remediations_total", {(a.value, o.value): n for (a, o), n in self._remediations().items()})
@@ -157,6 +158,12 @@ class Metrics(Collector):
             yield _gauge(self._samples.declared[name], values)
         for meter in self._meters:
             yield from _meter_families(meter)
+
+    def _count_left_out(self, entry: Entry) -> None:
+        """Count the faults of the deployment that one published entry has and that no scrape will show."""
+        left_out = _deployment_faults(self._board.entries())[MAX_SERIES:]
+        detector = entry.status.name
+        self._samples.leave_out("deployment_fault", sum(1 for labels in left_out if labels[0] == detector))
 
     def _condition_families(self, entries: Iterable[Entry]) -> Iterator[Family]:
         states: dict[Labels, float] = {}
@@ -190,17 +197,17 @@ class Metrics(Collector):
         yield _counter("looks_discarded_total", {(detector.name,): detector.discarded for detector in detectors})
 
 
-def _deployment_faults(entries: Iterable[Entry]) -> dict[Labels, float]:
-    found: dict[Labels, float] = {}
-    for entry in entries:
-        for fault in entry.deployment:
-            for effect, types in (("hides", fault.hides), ("impairs", fault.impairs)):
-                for kind in types:
-                    subject = printable(fault.subject, MAX_LABEL)
-                    labels = (entry.status.name, kind, fault.cause.value, subject, effect)
-                    if labels in found or len(found) < MAX_SERIES:
-                        found[labels] = 1.0
-    return found
+def _deployment_faults(entries: Iterable[Entry]) -> list[Labels]:
+    """Return the labels of every series of these entries, each once, in the order of the board."""
+    return list(
+        dict.fromkeys(
+            (entry.status.name, kind, fault.cause.value, printable(fault.subject, MAX_LABEL), effect)
+            for entry in entries
+            for fault in entry.deployment
+            for effect, types in (("hides", fault.hides), ("impairs", fault.impairs))
+            for kind in types
+        )
+    )
 
 
 def _gauge(metric: Metric, values: Mapping[Labels, float]) -> Family:

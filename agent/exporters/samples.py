@@ -87,6 +87,12 @@ class Samples:
         with self._lock:
             return self._dropped
 
+    def leave_out(self, name: str, count: int) -> None:
+        """Count samples of a metric that no detector declares and that were left out because it had too many series."""
+        if count:
+            with self._lock:
+                self._drop(name, count)
+
     def gauges(self, entries: Iterable[Entry]) -> dict[str, dict[Labels, float]]:
         """Return every gauge of these entries; what is wrong or too many is left out."""
         found: dict[str, dict[Labels, float]] = {}
@@ -122,10 +128,13 @@ class Samples:
     def _has_room(self, series: dict[Labels, Total] | set[Labels], metric: Metric, labels: Labels) -> bool:
         if labels in series or len(series) < MAX_SERIES:
             return True
-        self._dropped += 1
-        if self._is_news(metric.name, "series"):
-            log.error("too many series; the rest is dropped", extra={"metric": metric.name, "limit": MAX_SERIES})
+        self._drop(metric.name, 1)
         return False
+
+    def _drop(self, name: str, count: int) -> None:
+        self._dropped += count
+        if self._is_news(name, "series"):
+            log.error("too many series; the rest is dropped", extra={"metric": name, "limit": MAX_SERIES})
 
     def _complain(self, detector: str, problem: str, sample: Sample) -> None:
         if self._is_news(detector, problem):

@@ -222,6 +222,13 @@ class Runner:
         reason = fault.cause.reason if fault else REASON_CANNOT_SEE
         return _Outcome(None, DetectorState.FAILED, message, reason, fault)
 
+    def _with_effect(self, fault: DeploymentFault) -> DeploymentFault:
+        """Return a fault with what it concerns: any condition of its detector if that does not say which.
+
+        A fault without an effect would have no series in the metrics, and no alert would report it.
+        """
+        return fault if fault.hides or fault.impairs else replace(fault, impairs=tuple(self._detector.conditions))
+
     def _identified(self, result: CheckResult) -> CheckResult:
         """Whoever cannot say more about the findings leaves them as they are."""
         if self._identify is None or not result.findings:
@@ -259,7 +266,8 @@ class Runner:
         conditions = tuple(
             conclude(kind, self._memory, result, self._previous(kind), now) for kind in self._detector.conditions
         )
-        self._publish(self._status(DetectorState.OK, "", duration), conditions, result.samples, result.deployment)
+        deployment = tuple(map(self._with_effect, result.deployment))
+        self._publish(self._status(DetectorState.OK, "", duration), conditions, result.samples, deployment)
 
     def _discard(self, stalled: float, duration: float) -> None:
         """Leave every condition as it was and look again: at once, but ever later if that stalls, too."""

@@ -243,6 +243,26 @@ def test_series_are_bounded_and_the_rest_is_counted(
     assert scrape(metrics)["nodediag_series_dropped_total"] == 36
 
 
+def test_faults_of_the_deployment_are_bounded_over_all_detectors_and_the_rest_is_counted(
+    board: Board, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    def faults(detector: str, number: int) -> Entry:
+        each = (DeploymentFault(DeploymentCause.MOUNT, f"/{n}", "", "", ("NodeSick",)) for n in range(number))
+        return Entry(DetectorStatus(detector, DetectorState.OK), deployment=tuple(each))
+
+    board.publish(faults(NAME, MAX_SERIES))
+    assert scrape(metrics)["nodediag_series_dropped_total"] == 0
+    board.publish(faults("conntrack_dns", 3))
+    told = scrape(metrics)
+    assert sum(key.startswith("nodediag_deployment_fault{") for key in told) == MAX_SERIES
+    assert told["nodediag_series_dropped_total"] == 3
+    assert len(caplog.records) == 1
+    board.publish(faults(NAME, 1))
+    told = scrape(metrics)
+    assert sum(key.startswith("nodediag_deployment_fault{") for key in told) == 4
+    assert told["nodediag_series_dropped_total"] == 3
+
+
 HOSTILE = ("a\nb", 'quote " and \\', "\udcff\ud800", "\x1b[2J\r\0", "}{=,# EOF\n# EOF", "", "x" * 100_000, "\u202e")
 
 

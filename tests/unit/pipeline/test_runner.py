@@ -201,6 +201,13 @@ def test_only_the_conditions_a_fault_hides_carry_its_reason(board: Board, clock:
     assert reasons == {SICK: "AgentLacksMount", DIRTY: "NotObserved"}
 
 
+def test_a_fault_whose_effect_is_not_named_impairs_every_condition_of_its_detector(
+    board: Board, clock: FakeClock
+) -> None:
+    look(runner_of(Script(replace(CLEAN, deployment=(FAULT,))), board, clock), board)
+    assert board.report().deployment == (replace(FAULT, impairs=(SICK, DIRTY)),)
+
+
 def test_a_discarded_look_leaves_the_faults_of_the_deployment_as_they_were(board: Board, clock: FakeClock) -> None:
     fault = replace(FAULT, impairs=(DIRTY,))
 
