@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.exporters.metrics import OWN
 from tests.delivery.docs.markdown import ROOT
 from tests.delivery.monitoring.promtool import DEPLOY, RULES, load
 
 PAGE = (ROOT / "docs" / "prometheus.md").read_text()
-SCRAPING, INHIBITION = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+SCRAPING, INHIBITION, GROUPING = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
 ALL_RULES: list[dict[str, Any]] = [rule for group in load(RULES)["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"] for rule in ALL_RULES if "alert" in rule}
 LABELS = {"alertname", "severity", "type", "reason", "node", "job"}
@@ -31,6 +32,17 @@ def test_what_holds_alerts_back_names_alerts_and_labels_there_are(rule: dict[str
         assert names
         assert any(all(_matches(each, *name) for name in names) for each in ALERTS)
     assert set(rule["equal"]) <= LABELS
+
+
+def test_alerts_are_grouped_by_labels_they_have() -> None:
+    route = GROUPING["route"]
+    assert set(route["group_by"]) <= LABELS
+    (own,) = route["routes"]
+    assert own["matchers"] == ["alertname = NodediagDeploymentFault"]
+    (metric,) = (each for each in OWN if each.name == "deployment_fault")
+    (rule,) = (each for each in ALL_RULES if each.get("alert") == "NodediagDeploymentFault")
+    assert "without (detector, type, effect)" in rule["expr"]
+    assert set(own["group_by"]) == {"alertname", *metric.labels} - {"detector", "type", "effect"}
 
 
 def _matches(alert: str, operator: str, value: str) -> bool:
