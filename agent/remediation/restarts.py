@@ -57,6 +57,7 @@ class Restarter:
             raise refused(RefusalReason.UNSAFE_NOW, why) from None
         except BusError as error:
             return self._by_signals(process, str(error), silent=error.asked)
+        _may_be_requested(unit, "restart", RefuseManualStop=unit.refuses_stop, RefuseManualStart=unit.refuses_start)
         return Way(f"systemd, unit {unit.name}", unit)
 
     def way_to_start(self, name: str) -> Way:
@@ -239,6 +240,7 @@ def _may_be_started(state: UnitState) -> None:
         )
         raise refused(RefusalReason.UNSAFE_NOW, f"{why}. If it is to run: systemctl enable --now {name}")
     if state.active_state in {"inactive", "failed"}:
+        _may_be_requested(state.unit, "start", RefuseManualStart=state.unit.refuses_start)
         return
     if state.active_state == "active":
         why = f"{name} runs by now (main process {state.unit.main_pid}). Request a new report"
@@ -254,6 +256,18 @@ def _require_running(grip: Grip) -> None:
 
 def _silent(error: BusError) -> ActError:
     return ActError(f"nothing was done: systemd does not answer: {error}")
+
+
+def _may_be_requested(unit: Unit, what: str, **refuses: bool) -> None:
+    """Make sure that no property of a unit has systemd refuse a request for it. Raises RefusedError UNSAFE_NOW."""
+    reasons = [f"{name}=yes" for name, refused_by in refuses.items() if refused_by]
+    if reasons:
+        raise refused(
+            RefusalReason.UNSAFE_NOW,
+            f"{unit.name} has {' and '.join(reasons)}: systemd does not {what} it on request, but only together with a "
+            f"unit that requires it. Find that with systemctl list-dependencies --reverse {unit.name}, or remove the "
+            f"property with systemctl edit {unit.name}",
+        )
 
 
 def _see(unit: Unit) -> str:

@@ -76,12 +76,18 @@ class DeclinedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A service unit and its main process. `kill_mode`: what systemd ends with it (systemd.kill(5), KillMode=)."""
+    """A service unit and its main process. `kill_mode`: what systemd ends with it (systemd.kill(5), KillMode=).
+
+    `refuses_start`, `refuses_stop`: systemd starts or stops it only with another unit, not on request (systemd.unit(5),
+    RefuseManualStart=, RefuseManualStop=).
+    """
 
     name: str
     path: str
     main_pid: int
     kill_mode: str
+    refuses_start: bool = False
+    refuses_stop: bool = False
 
 
 START_LIMIT_HIT = "start-limit-hit"
@@ -139,7 +145,7 @@ class Systemd:
         main_pid = self._property(path, SERVICE, "MainPID", "u")
         if main_pid != pid:
             raise NoServiceError(f"the main process of {name} is {main_pid}, not {pid}, so it would not be restarted")
-        return Unit(name, path, main_pid, printable(self._property(path, SERVICE, "KillMode", "s"), MAX_TEXT))
+        return self._unit(name, path, main_pid)
 
     def unit_path(self, pid: int) -> str | None:
         """Return the object path of the unit a process belongs to; None if it belongs to none. Raises BusError."""
@@ -152,7 +158,7 @@ class Systemd:
         """Return what systemd reports of a service, which it loads for that if need be. Raises BusError."""
         path = self._path(self._call(*MANAGER, "LoadUnit", "s", (name,), "o"), "LoadUnit")
         main_pid = self._property(path, SERVICE, "MainPID", "u")
-        unit = Unit(self._text(path, UNIT, "Id"), path, main_pid, self._text(path, SERVICE, "KillMode"))
+        unit = self._unit(self._text(path, UNIT, "Id"), path, main_pid)
         return UnitState(
             unit,
             load_state=self._text(path, UNIT, "LoadState"),
@@ -161,6 +167,16 @@ class Systemd:
             sub_state=self._text(path, UNIT, "SubState"),
             result=self._text(path, SERVICE, "Result"),
             restart=self._text(path, SERVICE, "Restart"),
+        )
+
+    def _unit(self, name: str, path: str, main_pid: int) -> Unit:
+        return Unit(
+            name,
+            path,
+            main_pid,
+            self._text(path, SERVICE, "KillMode"),
+            refuses_start=self._property(path, UNIT, "RefuseManualStart", "b"),
+            refuses_stop=self._property(path, UNIT, "RefuseManualStop", "b"),
         )
 
     def freezer_state(self, name: str, cgroup: str) -> str:

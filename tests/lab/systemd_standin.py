@@ -98,6 +98,8 @@ class UnitStandin:
     freezer_state: str = "running"
     restart: str = "always"
     control_group: str = ""
+    refuse_manual_start: bool = False
+    refuse_manual_stop: bool = False
 
     @property
     def path(self) -> str:
@@ -105,8 +107,10 @@ class UnitStandin:
         return _UNITS + re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):02x}", self.name)
 
 
+_TYPES: dict[type, str] = {bool: "b", int: "u", str: "s"}
+"""The D-Bus types of the properties."""
 JOBS = frozenset({"RestartUnit", "StartUnit", "ResetFailedUnit", "ThawUnit"})
-NOT_FOUND: dict[str, str] = {
+NOT_FOUND: dict[str, Any] = {
     "load_state": "not-found",
     "unit_file_state": "",
     "active_state": "inactive",
@@ -185,7 +189,7 @@ class SystemdStandin:
         reply = self._reply(message, method, fields[HeaderFields.path])
         if method not in self.silent:
             connection.send(reply)
-        if method in JOBS and not self.declines:
+        if method in JOBS and not self.declines and reply.header.message_type is not MessageType.error:
             self._work(method, message.body[0])
 
     def _work(self, method: str, name: str) -> None:
@@ -241,6 +245,10 @@ class SystemdStandin:
             return new_method_return(message)
         if self.declines:
             return new_error(message, self.declines, "s", ("it is not to be",))
+        unit = self._named(message.body[0])
+        if unit.refuse_manual_start or (unit.refuse_manual_stop and method == "RestartUnit"):
+            text = f"Operation refused, unit {unit.name} may be requested by dependency only."
+            return new_error(message, f"{_NAME}.OnlyByDependency", "s", (text,))
         return new_method_return(message, "o", (f"/org/freedesktop/systemd1/job/{len(self.calls)}",))
 
     def _property(self, message: Message, unit: UnitStandin, interface: str, name: str) -> Message:
@@ -253,6 +261,8 @@ class SystemdStandin:
                 "ActiveState": unit.active_state,
                 "SubState": unit.sub_state,
                 "FreezerState": unit.freezer_state,
+                "RefuseManualStart": unit.refuse_manual_start,
+                "RefuseManualStop": unit.refuse_manual_stop,
             },
             own: {
                 "MainPID": unit.main_pid,
@@ -265,4 +275,4 @@ class SystemdStandin:
         value = values.get(interface, {}).get(name)
         if value is None or name in self.lacks:
             return new_error(message, "org.freedesktop.DBus.Error.UnknownProperty", "s", (f"Unknown property {name}",))
-        return new_method_return(message, "v", (("u" if name == "MainPID" else "s", value),))
+        return new_method_return(message, "v", ((_TYPES[type(value)], value),))

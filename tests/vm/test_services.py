@@ -112,8 +112,8 @@ def test_a_unit_that_may_not_be_stopped_is_left_alone(node: Node) -> None:
     node.output(f"kill -STOP {before}")
     node.found(KUBELET)
     done = node.remediate("RestartKubelet", "kubelet")
-    assert done.code == 1, done.output
-    assert "nothing was done" in done.output
+    assert done.code == 2, done.output
+    assert "kubelet.service has RefuseManualStop=yes" in " ".join(done.output.split())
     assert node.main_pid("kubelet") == before
     assert node.lives(before)
 

@@ -85,7 +85,9 @@ class RestartContainerd:
         "nobody listens, be the only one of that name); it must fail afresh in the same way, or the shim still be "
         "dead; every shim must answer; its unit must spare the shims (KillMode=process); and somebody must be seen who "
         "starts it again: its systemd service, or a parent other than pid 1; and its cgroup must not be frozen. Where "
-        "it has ended, the unit that ran it must be known, loaded and inactive, and neither masked nor disabled."
+        "it has ended, the unit that ran it must be known, loaded and inactive, and neither masked nor disabled. A "
+        "unit with RefuseManualStop= or RefuseManualStart= is not restarted, and one with RefuseManualStart= not "
+        "started."
     )
     verifies: ClassVar[str] = (
         "A containerd with a new start time runs within 30 s and answers CRI Version within 30 s more, every shim that "

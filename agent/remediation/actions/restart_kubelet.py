@@ -64,7 +64,8 @@ class RestartKubelet:
         "at (or, if nobody listens, be the only one of that name); healthz must fail afresh in the same way; and "
         "somebody must be seen who starts it again: its systemd service, or a parent other than pid 1; and its cgroup "
         "must not be frozen. Where it has ended, the unit that ran it must be known, loaded and inactive, and neither "
-        "masked nor disabled."
+        "masked nor disabled. A unit with RefuseManualStop= or RefuseManualStart= is not restarted, and one with "
+        "RefuseManualStart= not started."
     )
     verifies: ClassVar[str] = (
         "A kubelet with a new start time runs within 30 s and answers its healthz with 200 within 30 s more."

@@ -22,7 +22,7 @@ from agent.remediation.actions.restart_kubelet import RestartKubelet
 from agent.remediation.remedy import ActError
 from agent.remediation.restart_case import StartCase
 from agent.remediation.systemd import Systemd
-from tests.lab.systemd_standin import PrivateBus, SystemdStandin, UnitStandin
+from tests.lab.systemd_standin import JOBS, PrivateBus, SystemdStandin, UnitStandin
 from tests.unit.builders import UNREAL_PID, RealClock, StateDir
 from tests.unit.remediation.fake_node import BOOT, PATIENCE, FakeNode, child, refusal
 
@@ -30,7 +30,7 @@ URL = "http://127.0.0.1:10248/healthz"
 REFUSED: Attempt[Any] = Attempt(Ending.REFUSED, Phase.CONNECT, 0.0001, detail="ECONNREFUSED")
 SILENT: Attempt[Any] = Attempt(Ending.TIMEOUT, Phase.FIRST_BYTE, 0.3)
 DEAD = {"active_state": "inactive", "sub_state": "dead"}
-FAILED = {"active_state": "failed", "sub_state": "failed", "result": "start-limit-hit"}
+FAILED: dict[str, Any] = {"active_state": "failed", "sub_state": "failed", "result": "start-limit-hit"}
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +254,52 @@ def test_one_that_ends_again_is_reported_with_its_result(
     assert ("it was started too often" in seen.message) is gave_up
     started_by_hand = f"systemctl reset-failed {bench.comm}.service && systemctl start {bench.comm}.service"
     assert (started_by_hand in seen.message) is gave_up
+
+
+def test_a_unit_that_refuses_a_start_on_request_is_not_started(bench: Bench) -> None:
+    with bench.systemd(bench.unit(refuse_manual_start=True)) as manager:
+        seen = bench.refused()
+    assert seen.reason is RefusalReason.UNSAFE_NOW
+    assert f"{bench.comm}.service has RefuseManualStart=yes: systemd does not start it on request" in seen.message
+    assert not {method for method, _ in manager.calls} & JOBS
+
+
+def test_a_unit_that_refuses_only_a_stop_is_started(bench: Bench) -> None:
+    started: list[str] = []
+    with bench.systemd(bench.unit(refuse_manual_stop=True), start=started.append), bench.confirm() as case:
+        case.perform()
+    assert started == [f"{bench.comm}.service"]
+
+
+@pytest.mark.parametrize(
+    ("refuses", "named"),
+    [
+        ({"refuse_manual_stop": True}, "RefuseManualStop=yes"),
+        ({"refuse_manual_start": True}, "RefuseManualStart=yes"),
+        ({"refuse_manual_start": True, "refuse_manual_stop": True}, "RefuseManualStop=yes and RefuseManualStart=yes"),
+    ],
+)
+def test_a_unit_that_refuses_a_restart_on_request_is_left_alone(
+    tmp_path: Path, bus: PrivateBus, refuses: dict[str, Any], named: str
+) -> None:
+    bench = Bench(FakeNode(tmp_path), TargetKind.KUBELET, bus, attempts=(SILENT, SILENT))
+    with child() as process:
+        kubelet = bench.node.add(process.pid, "kubelet", holds=(77,))
+        bench.node.listen(tcp={77: 10248})
+        unit = replace(UnitStandin("kubelet.service", process.pid), **refuses)
+        target = Target(TargetKind.KUBELET, kubelet.pid, kubelet.start_time, BOOT, address=URL)
+        finding = Finding("KubeletHealthzFailing", "HealthzTimeout", "", Action.RESTART_KUBELET, target)
+
+        def open_case() -> None:
+            with bench.remedy().confirm(target, finding):
+                pass
+
+        with SystemdStandin(bus, lambda pid: unit if pid == process.pid else None) as manager:
+            seen = refusal(open_case)
+        assert process.poll() is None
+    assert seen.reason is RefusalReason.UNSAFE_NOW
+    assert f"kubelet.service has {named}: systemd does not restart it on request" in seen.message
+    assert not {method for method, _ in manager.calls} & JOBS
 
 
 def test_a_restart_whose_start_limit_is_hit_all_the_same_says_so(tmp_path: Path, bus: PrivateBus) -> None:

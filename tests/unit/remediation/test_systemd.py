@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jeepney
@@ -52,6 +53,14 @@ def test_the_service_of_its_main_process_is_found(bus: PrivateBus) -> None:
         unit = systemd(bus.socket).service_of(812)
     assert unit == Unit("kubelet.service", KUBELET.path, 812, "process")
     assert manager.calls[0] == ("GetUnitByPID", (812,))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(True, False), (False, True)])
+def test_what_a_unit_refuses_on_request_is_read(bus: PrivateBus, start: bool, stop: bool) -> None:
+    refusing = replace(KUBELET, refuse_manual_start=start, refuse_manual_stop=stop)
+    with SystemdStandin(bus, only(refusing), units=(refusing,)):
+        for unit in (systemd(bus.socket).service_of(812), systemd(bus.socket).state("kubelet.service").unit):
+            assert (unit.refuses_start, unit.refuses_stop) == (start, stop)
 
 
 def test_a_process_of_no_unit_has_none(bus: PrivateBus) -> None:
