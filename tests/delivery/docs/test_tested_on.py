@@ -15,7 +15,7 @@ from tools import tested_on
 from tools.tested_on import IMPOSSIBLE, NOT_RUN, PLACES, PLANNED, page, registered
 
 PAGE = tested_on.PAGE.read_text()
-A_CELL = re.compile(r"\d+\.\d \(\d+\)|no, note \d+|not run")
+A_CELL = re.compile(r"\d+\.\d \(\d+\)|no, note \d+|see `\w+`( and `\w+`)*|not run")
 AN_OUTCOME = re.compile(r"[a-z_]+ \(\d+\)(, [a-z_]+ \(\d+\))*|not run")
 
 
@@ -82,6 +82,28 @@ def test_what_is_recorded_stands_on_the_page(recorded: Path) -> None:
     head, *rows = table(made, "Remediation")
     ended = {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
     assert ended["KillShim", "shim stopped"]["lab 2.1"] == "verified (1)"
+
+
+def test_a_fault_that_is_reported_for_another_reason_is_not_listed_as_not_run(recorded: Path) -> None:
+    detections.record("kubelet throttled", "lab", 20.0, reason="HealthzTimeout", facts={})
+    detections.record("conntrack entries evicted", "lab", 4.0, reason="TableFull", containerd="1.6", facts={})
+    detections.record("conntrack entries evicted", "lab", 5.0, facts={})
+    head, *rows = table("\n".join(page(detections.read(recorded))), "Seconds to detection")
+    cells = {(row[0].partition("`")[2].rstrip("`"), row[1]): dict(zip(head, row, strict=True)) for row in rows}
+    throttled, evicted = "kubelet throttled", "conntrack entries evicted"
+    assert cells["HealthzTimeout", throttled]["lab 2.1"] == "20.0 (1)"
+    assert set(list(cells["HealthzSlow", throttled].values())[2:]) == {"see `HealthzTimeout`"}
+    assert cells["HealthzTimeout", throttled]["lab 1.6"] == NOT_RUN
+    assert cells["EarlyDrop", evicted]["lab 2.1"] == "5.0 (1)"
+    assert cells["EarlyDrop", evicted]["lab 1.6"] == "see `TableFull`"
+    assert cells["TableFull", "conntrack table full"]["lab 1.6"] == NOT_RUN
+
+
+def test_a_race_that_every_kernel_here_resolves_cannot_be_made_in_any_place(recorded: Path) -> None:
+    head, *rows = table("\n".join(page(detections.read(recorded))), "Seconds to detection")
+    (race,) = (row for row in rows if "`InsertFailed`" in row[0])
+    assert all(cell.startswith("no, note ") for cell in race[2:])
+    assert "VM 1.7" not in head
 
 
 def test_what_has_no_name_or_place_is_refused(recorded: Path) -> None:
