@@ -62,7 +62,7 @@ class PidsLimit:
     @property
     def of_pod(self) -> bool:
         """Whether it is the limit of a whole pod."""
-        return "kubepods" in self.cgroup and bool(_POD.match(self.cgroup.rpartition("/")[2]))
+        return is_pods(self.cgroup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,11 @@ def unit(lines: tuple[str, ...]) -> str:
             if found:
                 return found[-1]
     return ""
+
+
+def is_pods(path: str) -> bool:
+    """Whether a path is exactly the cgroup of a whole pod."""
+    return "kubepods" in path and bool(_POD.match(path.rpartition("/")[2]))
 
 
 def is_own(path: str, container_id: str, namespaces: tuple[str, ...] = ()) -> bool:

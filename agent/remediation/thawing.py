@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from agent.acts import RefusalReason, refused
-from agent.host.cgroups import Freeze
+from agent.host.cgroups import Freeze, is_pods
 from agent.host.units import unit_of
 from agent.remediation import cgroup_switch
 from agent.remediation.cgroup_switch import Switch
@@ -85,9 +85,9 @@ class Thawer:
             yield Thaw(nearest, self._systemd, switch=switch, left=left)
 
     def _frozen_by_systemd(self, freezes: tuple[Freeze, ...]) -> Freeze | None:
-        """Return the outermost cgroup whose unit systemd froze: a slice is thawed with all units in it.
+        """Return the outermost cgroup whose unit systemd froze: a pod's slice is thawed with all units in it.
 
-        Raises BusError, RefusedError.
+        Any other slice holds more than was found frozen. Raises BusError, RefusedError.
         """
         for told in reversed(freezes):
             unit = unit_of(told.path)
@@ -97,6 +97,9 @@ class Thawer:
             if state in FROZEN and state.endswith(BY_PARENT):
                 why = f"systemd froze {unit} with a slice above it, which holds others too (FreezerState={state})"
                 raise refused(RefusalReason.UNSAFE_NOW, f"{why}: thaw that slice by hand with `systemctl thaw SLICE`")
+            if state in FROZEN and unit.endswith(".slice") and not is_pods(told.path):
+                why = f"systemd froze {unit}, which holds others too (FreezerState={state})"
+                raise refused(RefusalReason.UNSAFE_NOW, f"{why}: thaw it by hand with `systemctl thaw {unit}`")
             if state in FROZEN:
                 return told
         return None

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from agent.acts import Refusal, RefusalReason, RefusedError, refused
 from agent.clock import Clock
 from agent.host.bundles import Bundle
-from agent.host.cgroups import Cgroups
+from agent.host.cgroups import Cgroups, Freeze
 from agent.host.inventory import InventorySense, runtimes_of
 from agent.host.procfs import Process, Procfs
 from agent.model import Action, Finding, ProcessId, Target, TargetKind
@@ -109,8 +109,8 @@ class KillShim:
 
     def _require_thawable(self, process: Process) -> None:
         """On cgroup v1 the kill of a frozen process waits for the thaw, so that must be in our power."""
-        told = self._cgroups.freeze(self._procfs.cgroups(process.pid))
-        if told is None or told.switch != "freezer.state":
+        told = _holds_a_kill(self._cgroups.freeze(self._procfs.cgroups(process.pid)))
+        if told is None:
             return
         try:
             with cgroup_switch.opened(self._sysfs, told.directory, told.switch):
@@ -187,12 +187,12 @@ class _KilledShim:
         )
 
     def _kill(self) -> None:
-        """Kill the shim and wait for its end; a freezer that keeps it is thawed, so that it dies at once."""
+        """Kill the shim and wait for its end; a freezer that holds the kill is thawed, so that it dies at once."""
         pid = self.grip.process.pid
         self.grip.signal(SIGKILL)
         if self.grip.ended(PROMPT_DEATH_SECONDS):
             return
-        told = self.cgroups.freeze(self.procfs.cgroups(pid))
+        told = _holds_a_kill(self.cgroups.freeze(self.procfs.cgroups(pid)))
         if told is not None:
             try:
                 with cgroup_switch.opened(self.sysfs, told.directory, told.switch) as switch:
@@ -249,6 +249,14 @@ class _KilledShim:
             }
             for member in members[:MAX_PROCESSES]
         ]
+
+
+def _holds_a_kill(told: Freeze | None) -> Freeze | None:
+    """Return a freeze if it holds a process that was sent SIGKILL: cgroup v1's does, v2's lets it end (cgroup-v2.rst).
+
+    What need not be thawed stays frozen: a cgroup holds other processes, too.
+    """
+    return told if told is not None and told.switch == "freezer.state" else None
 
 
 def _whose(finding: Finding) -> str:

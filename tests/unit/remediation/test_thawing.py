@@ -122,6 +122,23 @@ def test_a_unit_frozen_by_a_slice_above_is_left_to_people(sysfs: Path, bus: Priv
     assert "FreezerState=frozen-by-parent" in seen.message
 
 
+@pytest.mark.parametrize("told", [("/system.slice",), (SERVICE, "/system.slice")], ids=["slice", "service and slice"])
+def test_a_slice_that_is_no_pods_is_left_to_people(sysfs: Path, bus: PrivateBus, told: tuple[str, ...]) -> None:
+    """systemd before 256 calls each unit in a frozen slice frozen; the slice holds other services too."""
+    held = freezes(sysfs, SERVICE, *told)
+
+    def prepare() -> None:
+        with thawer(sysfs, bus.socket).prepared(held):
+            pass
+
+    with SystemdStandin(bus, lambda _: None, units=(unit(SERVICE), unit("/system.slice"))) as manager:
+        seen = refusal(prepare)
+    assert seen.reason is RefusalReason.UNSAFE_NOW
+    assert "systemd froze system.slice, which holds others too" in seen.message
+    assert "`systemctl thaw system.slice`" in seen.message
+    assert "ThawUnit" not in {method for method, _ in manager.calls}
+
+
 def test_a_thaw_that_systemd_does_not_answer_is_left_to_the_verification(sysfs: Path, bus: PrivateBus) -> None:
     told = freezes(sysfs, SERVICE, SERVICE)
     silent = frozenset({"ThawUnit"})
