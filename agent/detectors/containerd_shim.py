@@ -212,7 +212,11 @@ class ContainerdShimDetector:
     def _cgroups_hidden(self, inventory: Inventory) -> DeploymentFault | None:
         """Why the node's cgroups cannot be seen here, by the cgroup of one shim; None if they can."""
         process = next((shim.process for shim in inventory.shims if shim.process), None)
-        return self._cgroups.fault(self._procfs.cgroups(process.pid)) if process else None
+        fault = self._cgroups.fault(self._procfs.cgroups(process.pid)) if process else None
+        if fault is None or process is None:
+            return None
+        now = self._procfs.process(process.pid)  # one that has ended meanwhile has no cgroup any more
+        return fault if now is not None and now.id == process.id and not self._procfs.has_ended(now) else None
 
     def _take_inventory(self) -> Inventory:
         try:

@@ -195,10 +195,11 @@ class DefunctProcessesDetector:
     def _parent(self, pid: int, count: int, oldest: float, comm: str, comm_count: int) -> Parent:
         lines = self._procfs.cgroups(pid)
         owner = cgroups.owner(lines, self._namespaces)
-        frozen = self._cgroups.frozen(lines)
+        frozen, hidden = self._cgroups.frozen(lines), self._cgroups.fault(lines)
+        process = self._procfs.process(pid)  # read last: one that has ended meanwhile has no cgroup any more
         return Parent(
             pid=pid,
-            process=self._procfs.process(pid),
+            process=process,
             zombies=count,
             oldest_seconds=oldest,
             comm=comm,
@@ -208,7 +209,7 @@ class DefunctProcessesDetector:
             pids=self._cgroups.pids(lines),
             frozen_cgroup=frozen,
             thaw_file=self._cgroups.thaw_file(lines) if frozen else "",
-            cgroups_hidden=self._cgroups.fault(lines),
+            cgroups_hidden=hidden if process is not None else None,
             unit=cgroups.unit(lines),
             growth_per_second=_trend([(at, by_parent[pid]) for at, by_parent in self._looks]),
         )

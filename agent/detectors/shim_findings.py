@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from agent.durations import duration, rounded
 from agent.host.bundles import Bundle
 from agent.host.inventory import Shim, StrayContainer, StrayShim
-from agent.host.procfs import Process
+from agent.host.procfs import Process, state_and_place
 from agent.host.shims import Outcome, ShimAnswer
 from agent.model import Action, Finding, PodRef, Target, TargetKind, Value
 from agent.printable import printable
@@ -123,7 +123,7 @@ def _state_shown(item: SeenShim) -> tuple[str, Action]:
             f"its process is in uninterruptible sleep in {where}: a kill takes effect only after that",
             Action.KILL_SHIM,
         )
-    return f"its process is alive (state {process.state}, in {item.shows.wchan or 'user space'})", Action.KILL_SHIM
+    return f"its process is alive ({state_and_place(process.state, item.shows.wchan)})", Action.KILL_SHIM
 
 
 def hung(item: SeenShim, boot_id: str) -> Finding:
@@ -197,12 +197,8 @@ def _held_by(holders: tuple[SeenRuntime, ...]) -> str:
     ran = f"for {duration(first.age_seconds)} " if first.age_seconds is not None else ""
     more = f"; {len(holders) - 1} more runc among its children" if len(holders) > 1 else ""
     name = f"{printable(first.process.comm)} {first.process.pid}"
-    shows = f"state {first.process.state}, in {_place(first)}"
+    shows = state_and_place(first.process.state, first.wchan)
     return f"its child {name}, running {ran}({shows}), probably holds the lock{more}"
-
-
-def _place(runtime: SeenRuntime) -> str:
-    return runtime.wchan or ("the kernel" if runtime.process.state == "D" else "user space")
 
 
 def _runtime_values(holders: tuple[SeenRuntime, ...]) -> dict[str, Value]:

@@ -33,6 +33,12 @@ ProcessFile: TypeAlias = Literal["stat", "status", "wchan", "stack", "syscall"]
 CgroupNames: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
 
 
+def state_and_place(state: str, wchan: str) -> str:
+    """Return `state S, in futex_do_wait`; a process of which no wait channel is known may run, or it may be hidden."""
+    place = wchan or {"R": "user space", "D": "the kernel"}.get(state, "")
+    return f"state {state}, in {place}" if place else f"state {state}"
+
+
 class Process(NamedTuple):
     """One line of /proc/N/stat, as far as it is used. `comm` is up to 15 bytes chosen by the process itself."""
 

@@ -10,7 +10,7 @@ import signal
 from dataclasses import dataclass
 
 from agent.acts import RefusalReason, RefusedError, refused
-from agent.host.procfs import INIT_PID, Process, Procfs
+from agent.host.procfs import INIT_PID, Process, Procfs, state_and_place
 from agent.host.units import service_cgroup, unit_of
 from agent.printable import printable
 from agent.remediation.hands import Grip, same_process
@@ -205,7 +205,7 @@ class Restarter:
         if grip.ended(self._patience.kill):
             return
         now = self._procfs.process(grip.process.pid)
-        state = f" (state {now.state}, in {self._procfs.wchan(now.pid) or 'user space'})" if now else ""
+        state = f" ({state_and_place(now.state, self._procfs.wchan(now.pid))})" if now else ""
         raise ActError(
             f"{before} and SIGKILL sent, but process {grip.process.pid} has not ended after "
             f"{self._patience.kill:g} s{state}: the kernel holds it. It ends once it is let go; if it is not, the node "

@@ -155,7 +155,12 @@ class TestHung:
 
     @pytest.mark.parametrize(
         ("state", "text"),
-        [("T", "is stopped (state T)"), ("t", "is stopped (state t)"), ("S", "is alive (state S, in user space)")],
+        [
+            ("T", "is stopped (state T)"),
+            ("t", "is stopped (state t)"),
+            ("S", "is alive (state S)"),
+            ("R", "is alive (state R, in user space)"),
+        ],
     )
     def test_what_the_process_shows_is_told(self, detector: ContainerdShimDetector, state: str, text: str) -> None:
         finding = only(detector.check(seen(item(shim(state=state), waiting(9)))))
@@ -581,6 +586,21 @@ class TestProbe:
         assert finding.recommended_action is Action.THAW_CGROUP
         assert finding.values["frozenCgroup"] == "/shims"
         assert finding.values["thawFile"] == "/sys/fs/cgroup/shims/cgroup.freeze"
+
+    @pytest.mark.parametrize("ends", [True, False])
+    def test_the_cgroup_of_a_shim_that_has_ended_meanwhile_is_not_missed(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, ends: bool
+    ) -> None:
+        node.serve(answers=frozenset({"Connect", "State"}))
+        hidden = denied_fault("the node's cgroups are not mounted")
+
+        def fault(*_: object) -> DeploymentFault:
+            if ends:
+                node.proc.remove(400)
+            return hidden
+
+        monkeypatch.setattr(Cgroups, "fault", fault)
+        assert bool(node.look().deployment) is not ends
 
     def test_a_stuck_shim_shows_its_process_too(self, node: Node) -> None:
         node.serve(answers=frozenset({"Connect"}))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.host.procfs import Process, Procfs, Zombie, parse_stat
+from agent.host.procfs import Process, Procfs, Zombie, parse_stat, state_and_place
 from tests.lab.waiting import wait_until
 from tests.unit.builders import FakeProc, stat_line
 
@@ -242,6 +242,21 @@ def test_wchan_names_where_a_process_sleeps_and_nothing_if_it_runs(proc: FakePro
     proc.write("10/wchan", b"futex_do_wait")
     proc.write("11/wchan", b"0")
     assert [procfs.wchan(pid) for pid in (10, 11, 12)] == ["futex_do_wait", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("state", "wchan", "text"),
+    [
+        ("S", "futex_do_wait", "state S, in futex_do_wait"),
+        ("R", "", "state R, in user space"),
+        ("D", "", "state D, in the kernel"),
+        ("S", "", "state S"),
+        ("T", "", "state T"),
+    ],
+)
+def test_user_space_is_named_only_where_a_process_runs(state: str, wchan: str, text: str) -> None:
+    """Without ptrace rights the wait channel is hidden."""
+    assert state_and_place(state, wchan) == text
 
 
 def test_numbers_of_the_node(proc: FakeProc, procfs: Procfs) -> None:
