@@ -95,7 +95,9 @@ class Rights:
         mode = f"{place} has mode {stat.S_IMODE(found.st_mode):04o}"
         if found.st_uid not in {held.uid, NO_OWNER} and found.st_mode >> 6 & wanted:
             return _lacks_user(held, found.st_uid, f"{mode} and belongs to uid {found.st_uid}")
-        return missing(held, Capability.DAC_OVERRIDE if wanted == WRITE else Capability.DAC_READ_SEARCH, mode)
+        # DAC_OVERRIDE permits all of it (capabilities(7)); of what is missing the smaller right is named.
+        override = wanted == WRITE or held.has(Capability.DAC_OVERRIDE)
+        return missing(held, Capability.DAC_OVERRIDE if override else Capability.DAC_READ_SEARCH, mode)
 
     def process(self, what: str) -> DeploymentFault:
         """Explain why something of another process that takes ptrace rights (ptrace(2)) could not be read."""

@@ -74,17 +74,31 @@ def test_a_folder_that_not_even_its_owner_may_enter_takes_dac_read_search(tmp_pa
     sockets = tmp_path / "s"
     sockets.mkdir()
     sockets.chmod(0o600)
-    rights = rights_without(Capability.DAC_READ_SEARCH, uid=os.getuid())
+    rights = rights_without(Capability.DAC_READ_SEARCH, Capability.DAC_OVERRIDE, uid=os.getuid())
     fault = rights.path(str(sockets / "x.sock"), DENIED, WRITE)
     assert said(fault) == (DeploymentCause.CAPABILITY, "CAP_DAC_READ_SEARCH")
     assert fault.message == (f"Permission denied: the agent needs CAP_DAC_READ_SEARCH, because {sockets} has mode 0600")
+
+
+@pytest.mark.parametrize(("name", "bit"), [("x", READ), ("s/x", READ), ("s/x", SEARCH), ("s", READ)])
+def test_dac_override_suffices_to_read_and_enter(tmp_path: Path, name: str, bit: int) -> None:
+    """So what else denies it is named."""
+    (tmp_path / "s").mkdir()
+    for path in (tmp_path / "x", tmp_path / "s"):
+        path.touch()
+        path.chmod(0o200)
+    rights = rights_without(Capability.DAC_READ_SEARCH, uid=os.getuid(), apparmor=PROFILE)
+    fault = rights.path(str(tmp_path / name), DENIED, bit)
+    assert said(fault) == (DeploymentCause.APPARMOR, PROFILE)
+    assert "although the agent holds CAP_DAC_OVERRIDE" in fault.message
 
 
 def test_the_first_obstacle_on_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b").chmod(0o000)
     (tmp_path / "a").chmod(0o600)
-    fault = rights_without(Capability.DAC_READ_SEARCH, uid=os.getuid()).path(str(tmp_path / "a/b/c"), DENIED)
+    rights = rights_without(Capability.DAC_READ_SEARCH, Capability.DAC_OVERRIDE, uid=os.getuid())
+    fault = rights.path(str(tmp_path / "a/b/c"), DENIED)
     assert f"because {tmp_path / 'a'} has mode 0600" in fault.message
 
 

@@ -310,7 +310,8 @@ class TestBroken:
     ) -> None:
         folder, address = shims.root, shims.server().path
         folder.chmod(0o600)
-        sense = ShimSense(RealClock(), rights_without(Capability.DAC_READ_SEARCH, uid=folder.stat().st_uid))
+        lacking = (Capability.DAC_READ_SEARCH, Capability.DAC_OVERRIDE)
+        sense = ShimSense(RealClock(), rights_without(*lacking, uid=folder.stat().st_uid))
         denied_connections(monkeypatch, number)
         answer = ask(sense, ShimQuery(str(address), 2, ("c",)))
         assert answer.outcome is Outcome.NOT_PERMITTED
