@@ -57,7 +57,7 @@ class RestartKubelet:
         "has not ended after 10 s; what systemd counts of its starts is reset before, so that no start limit "
         "keeps it down), else by signals, leaving the start to its supervisor: SIGTERM, and SIGKILL after 5 s; SIGKILL "
         "at once where that is systemd, which need not start again what SIGTERM ended (Restart=on-failure). A kubelet "
-        "that has ended is started by systemd."
+        "that has ended is started by systemd. Where systemd does not answer, nothing is done."
     )
     requires: ClassVar[str] = (
         "The process must be named kubelet, live outside of every container and hold the socket its healthz is asked "

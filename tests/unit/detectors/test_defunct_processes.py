@@ -21,7 +21,7 @@ from agent.exporters.wording import measured
 from agent.host.cgroups import CgroupOwner, Cgroups, PidsLimit
 from agent.host.inventory import SHIM_COMM
 from agent.host.procfs import Process, Procfs
-from agent.model import Action, CannotSeeError, CheckResult, PodRef, TargetKind, Value
+from agent.model import Action, CannotSeeError, CheckResult, DeploymentFault, PodRef, TargetKind, Value
 from tests.unit.builders import (
     POD_UID,
     WEB,
@@ -432,6 +432,23 @@ class TestProbe:
         assert found.process == Process(500, "server", "S", 1, 55)
         assert (found.zombies, found.comm, found.comm_count) == (5, r"a) Z\xff", 3)
         assert (found.pod, found.owner, found.pids) == (WEB, OWNER, PidsLimit(60, 100, kubepods(ID)))
+
+    @pytest.mark.parametrize("ends", [True, False])
+    def test_the_cgroup_of_a_parent_that_has_ended_meanwhile_is_not_missed(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch, ends: bool
+    ) -> None:
+        node.proc.add(500, "server")
+        node.zombies(1, 500)
+        node.look()
+        hidden = denied_fault("the node's cgroups are not mounted")
+
+        def fault(*_: object) -> DeploymentFault:
+            if ends:
+                node.proc.remove(500)
+            return hidden
+
+        monkeypatch.setattr(Cgroups, "fault", fault)
+        assert node.look(LASTING).parents[0].cgroups_hidden == (None if ends else hidden)
 
     def test_a_pod_no_bundle_tells_of_is_known_by_its_uid(self, node: Node) -> None:
         node.proc.add(500, "server", cgroup=kubepods(ID))
