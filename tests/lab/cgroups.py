@@ -55,25 +55,31 @@ def require_v1(controllers: Sequence[str] = NODE_CONTROLLERS) -> None:
 
 def missing_v1(mountinfo: str, controllers: Sequence[str] = NODE_CONTROLLERS) -> list[str]:
     """Return those of the controllers that have no cgroup v1 hierarchy, by the text of a mountinfo file."""
-    mounted = {name for tree in _hierarchies(mountinfo) if tree.version == 1 for name in tree.controllers}
+    mounted = {name for tree in parse_hierarchies(mountinfo) if tree.version == 1 for name in tree.controllers}
     return [name for name in controllers if name not in mounted]
 
 
 def hierarchies() -> list[Hierarchy]:
     """List the cgroup trees mounted here, each once."""
-    return _hierarchies(Path("/proc/self/mountinfo").read_text())
+    return parse_hierarchies(Path("/proc/self/mountinfo").read_text())
 
 
-def _hierarchies(mountinfo: str) -> list[Hierarchy]:
-    found: dict[Path, Hierarchy] = {}
+def parse_hierarchies(mountinfo: str) -> list[Hierarchy]:
+    """Read them from mountinfo (proc_pid_mountinfo(5)), each by the first place where it can be written.
+
+    A test beside this one may mount a hierarchy once more, read-only and for a moment.
+    """
+    found: dict[str, Hierarchy] = {}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
-        mount = Path(before.split(" ")[4])
+        _, _, device, _, mount, flags = before.split(" ")[:6]
+        if "ro" in flags.split(","):
+            continue
         if kind == "cgroup2":
-            found[mount] = Hierarchy(mount, 2, frozenset())
+            found.setdefault(device, Hierarchy(Path(mount), 2, frozenset()))
         elif kind == "cgroup":
-            found[mount] = Hierarchy(mount, 1, frozenset(options.split(",")))
+            found.setdefault(device, Hierarchy(Path(mount), 1, frozenset(options.split(","))))
     return list(found.values())
 
 

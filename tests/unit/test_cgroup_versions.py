@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import cgroups
-from tests.lab.cgroups import NODE_CONTROLLERS, CgroupV1MissingError, missing_v1
+from tests.lab.cgroups import NODE_CONTROLLERS, CgroupV1MissingError, missing_v1, parse_hierarchies
 from tests.lab.whole_node import WholeNode
 
 V2_ALONE = "31 24 0:27 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -37,6 +37,14 @@ def test_every_controller_is_missing_without_it(mountinfo: str) -> None:
 
 def test_a_controller_that_v2_has_is_missing() -> None:
     assert missing_v1(V2_ALONE + v1("cpu,cpuacct", "cpuset", "devices", "freezer", "pids")) == ["memory"]
+
+
+@pytest.mark.parametrize("flags", ["ro,nosuid", "rw"])
+def test_a_hierarchy_that_is_mounted_again_counts_once(flags: str) -> None:
+    again = f"60 31 0:43 / /tmp/elsewhere {flags} - cgroup cgroup rw,freezer\n"
+    for mountinfo in (WITH_SYSTEMD + again, *((again + WITH_SYSTEMD,) if flags != "rw" else ())):
+        found = [tree.mount for tree in parse_hierarchies(mountinfo) if "freezer" in tree.controllers]
+        assert found == [Path("/sys/fs/cgroup/freezer")]
 
 
 def test_a_node_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
