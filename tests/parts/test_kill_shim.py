@@ -129,7 +129,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LAST_LOOK_SECONDS", "BUNDLE_SECONDS", "PROMPT_DEATH_SECONDS", "DEATH_SECONDS", "END_SECONDS"):
+    """What ends is awaited as long as in the product; what does not end sets its own short limit."""
+    for name in ("LAST_LOOK_SECONDS", "BUNDLE_SECONDS", "PROMPT_DEATH_SECONDS"):
         monkeypatch.setattr(kill_shim, name, 0.2)
 
 
@@ -325,7 +326,10 @@ class TestByTheLooksOfTheProcess:
         with stage.remedy().confirm(finding.target, finding) as case:
             assert case.evidence()["containers"] == [ID, OTHER]
 
-    def test_survivors_that_do_not_die_are_named(self, stage: Stage, proc: FakeProc) -> None:
+    def test_survivors_that_do_not_die_are_named(
+        self, stage: Stage, proc: FakeProc, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kill_shim, "END_SECONDS", 0.2)
         survivor = stage.start("survivor", stage.folder)
         proc.add(survivor.pid, "survivor", state="D", cgroup=kubepods(ID))
         proc.write(f"{survivor.pid}/wchan", b"rpc_wait_bit_killable")
@@ -368,6 +372,7 @@ class TestWhatCameOfIt:
     def test_a_shim_that_does_not_die_is_told_and_its_containers_are_left(
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(kill_shim, "DEATH_SECONDS", 0.2)
         stage.serve(SILENT)
         finding = stage.finding()
         monkeypatch.setattr(Grip, "signal", lambda *_: None)
