@@ -96,7 +96,7 @@ lane-image: setup-test lab-packages
 	$(TRACELESS) $(BIN)/python -m pytest tests/image
 
 lane-parts: setup-test lab-packages
-	$(TRACELESS) $(BIN)/python -m pytest tests/parts -n 4 --dist loadfile
+	$(TRACELESS) $(BIN)/python -m pytest tests/parts -n 2 --dist loadfile
 
 lane-lab: setup-test lab-packages
 	$(TRACELESS) $(BIN)/python -m pytest tests/lab

@@ -85,7 +85,8 @@ def follow(taken: Step) -> str:
     done = subprocess.run(
         ["sh", "-c", "\n".join(taken.commands)], capture_output=True, text=True, timeout=60, check=False
     )
-    complaints = [line for line in done.stderr.splitlines() if line and "No such process" not in line]
+    ended = ("No such process", "No such file or directory")
+    complaints = [line for line in done.stderr.splitlines() if line and not line.endswith(ended)]
     assert complaints == [], "a process that has ended with another one meanwhile is all there is to complain of"
     return done.stdout
 
