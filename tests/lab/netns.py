@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
 
-from .processes import Process, children_of, has_ended, kill, send_signal
+from .processes import Process, children_of, has_ended, identify, kill, send_signal, state_of
 from .waiting import wait_until
 
 _CLONE_NEWNET = 0x40000000
@@ -63,8 +63,11 @@ class NodeProcess:
         return self.helper.stderr
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal the command.  The helper stops along with it, so it is continued too."""
+        """Signal the command.  The helper stops along with it, a little later, so it is continued too."""
+        helper = identify(self.helper.pid)
         send_signal(self.process, number)
+        if number is signal.SIGSTOP:
+            wait_until(lambda: state_of(helper) in ("T", "Z"), 20.0, "the helper stopped")
         if number is signal.SIGCONT:
             self.helper.send_signal(signal.SIGCONT)
 
