@@ -66,13 +66,13 @@ on-real-parts:
 	@failed=; \
 	$(BIN)/python -m pytest tests/integration -n 4 --dist loadfile || failed="$$failed tests/integration"; \
 	$(BIN)/python -m pytest tests/machine || failed="$$failed tests/machine"; \
-	$(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(LANES) || failed="$$failed lanes"; \
+	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(LANES) || failed="$$failed lanes"; \
 	$(MAKE) --no-print-directory vm-test || failed="$$failed vm-test"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 ## test-matrix: the lanes on containerd 1.6, 1.7 and 2.1 that `make test` leaves out
 test-matrix: setup-test lab-packages node-packages cluster-packages
-	@$(TRACELESS) $(MAKE) --no-print-directory --jobs=3 --keep-going --output-sync=target $(MATRIX_LANES)
+	@$(TRACELESS) $(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(MATRIX_LANES)
 
 # A version that cannot be fetched is skipped with its reason, and fails with STRICT=1.
 $(REPEATED_LANES): lane-%:
